@@ -1,0 +1,192 @@
+"""Arithmetic on pixels, a batch at a time, on whatever device the batch is: conversion, geometry, colour.
+
+Every random number is drawn on the CPU from the generator that is passed, so a batch is augmented alike on all devices.
+Shapes: B images of S x S pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision round it
+
+
+def to_float(
+    images: torch.Tensor, mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)
+) -> torch.Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] = (pixel / 255 - mean) / std, in channels_last memory.
+
+    With the defaults the values lie in 0..1, as BatchAugmentation wants them; call normalize after it.
+    """
+    return normalize(images.permute(0, 3, 1, 2).to(torch.float32) / 255, mean, std)
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(image - mean) / std by channel, of float [B, 3, S, S]."""
+    offset, scale = (images.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (images - offset) / scale
+
+
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """Random geometry, then random colour, of images in 0..1; with the defaults nothing.
+
+    Geometry is one resampling: bilinear, positions outside of the image take the nearest pixel of its border. Colour
+    follows torchvision's definitions of ColorJitter, in the fixed order brightness, contrast, saturation, hue.
+    """
+
+    rotation_degrees: float = 0.0  # angle uniform in +-, counter-clockwise
+    shear: float = 0.0  # x moves by shear * y, uniform in +-
+    translate: float = 0.0  # share of the side, uniform in +-, each axis its own
+    scale: tuple[float, float] = (1.0, 1.0)  # magnification, uniform
+    elastic_sigma: float = 0.0  # standard deviation of the displacement, where the side is 2 long
+    elastic_grid: int = 4  # displacements are drawn on a grid of so many points a side, bicubic between them
+    brightness: float = 0.0  # factor uniform in max(0, 1 - b)..1 + b
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # shift uniform in +-, 1 is the whole colour circle
+    jitter_probability: float = 1.0  # of an image to get the four above
+    grayscale_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "scale":
+                if not 0 < value[0] <= value[1]:
+                    raise ValueError(f"scale is {value}: two magnifications, 0 < smallest <= largest")
+            elif value < 0:
+                raise ValueError(f"{field.name} is {value}, it must not be negative")
+        for name, largest in (("hue", 0.5), ("jitter_probability", 1.0), ("grayscale_probability", 1.0)):
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must not exceed {largest}")
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Float [B, 3, S, S] in 0..1 -> the same shape and range; `generator` is a CPU generator."""
+        if self._changes_geometry():
+            images = self._warp(images, generator)
+        if self._changes_colour():
+            images = self._jitter(images, generator)
+        if self.grayscale_probability > 0:
+            chosen = torch.rand(len(images), generator=generator) < self.grayscale_probability
+            images = torch.where(_per_image(chosen, images), grey(images).expand_as(images), images)
+        return images
+
+    def _changes_geometry(self) -> bool:
+        return any((self.rotation_degrees, self.shear, self.translate, self.elastic_sigma)) or self.scale != (1, 1)
+
+    def _changes_colour(self) -> bool:
+        return self.jitter_probability > 0 and any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    def _warp(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        count, _, height, width = images.shape
+        angle = _uniform(count, -1, 1, generator) * math.radians(self.rotation_degrees)
+        shear = _uniform(count, -1, 1, generator) * self.shear
+        shift_x, shift_y = (_uniform(count, -2, 2, generator) * self.translate for _ in range(2))
+        zoom = _uniform(count, *self.scale, generator)
+        theta = inverse_affine(angle, shear, shift_x, shift_y, zoom)
+        grid = F.affine_grid(theta.to(images), [count, 1, height, width], align_corners=False)
+        if self.elastic_sigma > 0:
+            coarse = torch.randn(count, 2, self.elastic_grid, self.elastic_grid, generator=generator)
+            displacement = F.interpolate(
+                coarse.to(images) * self.elastic_sigma, (height, width), mode="bicubic", align_corners=True
+            )
+            grid = grid + displacement.permute(0, 2, 3, 1)
+        warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return warped.contiguous(memory_format=torch.channels_last)
+
+    def _jitter(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        count = len(images)
+        brightness, contrast, saturation = (
+            _per_image(_uniform(count, max(0.0, 1 - strength), 1 + strength, generator), images)
+            for strength in (self.brightness, self.contrast, self.saturation)
+        )
+        hue = _per_image(_uniform(count, -self.hue, self.hue, generator), images)
+        chosen = _per_image(torch.rand(count, generator=generator) < self.jitter_probability, images)
+        jittered = images
+        if self.brightness > 0:
+            jittered = adjust_brightness(jittered, brightness)
+        if self.contrast > 0:
+            jittered = adjust_contrast(jittered, contrast)
+        if self.saturation > 0:
+            jittered = adjust_saturation(jittered, saturation)
+        if self.hue > 0:
+            jittered = adjust_hue(jittered, hue)
+        return torch.where(chosen, jittered, images)
+
+
+def inverse_affine(
+    angle: torch.Tensor, shear: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, zoom: torch.Tensor
+) -> torch.Tensor:
+    """Maps output to input positions on [-1, 1]^2, as affine_grid wants it, of: shear, zoom, rotate, then shift.
+
+    Args:
+        angle: [B] radians, counter-clockwise as one sees the picture (whose y axis points down).
+        shear: [B] x moves by shear * y.
+        shift_x: [B] to the right, where the side is 2 long.
+        shift_y: [B] downwards.
+        zoom: [B] magnification.
+
+    Returns:
+        [B, 2, 3].
+    """
+    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    # The inverse of (rotation @ shear) * zoom is inverse shear @ transposed rotation / zoom.
+    rows = torch.stack([cos + shear * -sin, -sin - shear * cos, sin, cos], dim=1).view(-1, 2, 2)
+    offset = -(rows @ torch.stack([shift_x, shift_y], dim=1).unsqueeze(2))
+    return torch.cat([rows, offset], dim=2)
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """[B, 3, S, S] -> [B, 1, S, S], the luma."""
+    return (images * images.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiplies by `factor` [B, 1, 1, 1] and clamps to 0..1."""
+    return (images * factor).clamp(0, 1)
+
+
+def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Moves away from (factor > 1) or towards the mean luma of each image."""
+    return _blend(images, grey(images).mean((2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Moves away from (factor > 1) or towards the luma of each pixel."""
+    return _blend(images, grey(images), factor)
+
+
+def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Turns the hue of every pixel by `shift` [B, 1, 1, 1], where 1 is the whole circle; value and saturation stay.
+
+    In HSV each channel is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + 6 hue) mod 6, n = 5, 3, 1.
+    """
+    value, smallest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    chroma = value - smallest
+    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
+    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
+    hue6 = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    k = (images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + hue6 + 6 * shift) % 6
+    return (value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)).clamp(0, 1)
+
+
+def _blend(images: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return (factor * images + (1 - factor) * other).clamp(0, 1)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _per_image(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """[B] on the CPU -> [B, 1, 1, 1] beside the images."""
+    return values.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
