@@ -1,0 +1,5 @@
+"""python -m dcdist."""
+
+from dcdist.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""The command line: parses, calls, prints. No logic of its own; heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcdist.errors import DcdistError, ExitCode, UsageError
+
+app = typer.Typer(
+    help="Deep clustering of images: learns features without labels, survives preemption exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make, pack and inspect data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ConfigFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[a.b=value]...")]
+Run = Annotated[str, typer.Argument(help="run directory (run.dir)")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print the config and what the run will need; start nothing")] = False,
+) -> None:
+    """Run an experiment; the same command resumes it.
+
+    Where the environment describes a process group (torchrun, srun), this process joins it.
+    """
+    from dcdist.config.load import load_config
+    from dcdist.engine.preemption import SignalFlag
+
+    signals = SignalFlag()
+    experiment = load_config(config, overrides or ())
+    if plan:
+        from dcdist.plan import describe_plan
+
+        typer.echo(describe_plan(experiment))
+        return
+    if {"RANK", "SLURM_PROCID"} & set(os.environ):
+        from dcdist.worker import work
+
+        raise typer.Exit(work(experiment, signals.install()))
+    from dcdist.launch.local import LocalLauncher, count_gpus
+    from dcdist.launch.base import JobSpec
+
+    launch = experiment.launch
+    num_processes = launch.num_processes
+    if num_processes == "auto":
+        num_processes = max(1, count_gpus()) if launch.device != "cpu" else 1
+    if num_processes == 1:
+        from dcdist.worker import work
+
+        raise typer.Exit(work(experiment, signals.install()))
+    cores = len(os.sched_getaffinity(0))
+    threads = launch.threads_per_process if launch.threads_per_process != "auto" else max(1, cores // num_processes)
+    command = (sys.executable, "-m", "dcdist", "train", str(config), *(overrides or ()))
+    raise typer.Exit(LocalLauncher().submit(JobSpec(command, num_processes, threads)).wait())
+
+
+@app.command()
+def stop(run: Run) -> None:
+    """Ask a run to save and end (exit code 3); a later start runs on."""
+    from dcdist.run_directory import RunDirectory
+
+    number = RunDirectory(run).request_stop()
+    typer.echo(f"attempt {number} of {run} will save and stop at its next step")
+
+
+@app.command()
+def checkpoints(run: Run) -> None:
+    """List a run's checkpoints and whether each is whole."""
+    from dcdist.commits import render_inventory
+    from dcdist.run_directory import RunDirectory
+
+    typer.echo(render_inventory(RunDirectory(run)))
+
+
+@data_app.command("make-digits")
+def make_digits(destination: Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]) -> None:
+    """Write the embedded sample: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
+    from dcdist.data.digits import make_digits as write_digits
+
+    typer.echo(str(write_digits(destination)))
+
+
+@data_app.command("pack")
+def pack(
+    source: Annotated[str, typer.Argument(help="image folder, Parquet, tar or packed shards; local or any fsspec URL")],
+    destination: Annotated[str, typer.Argument(help="folder or URL to write packed shards to")],
+) -> None:
+    """Pack images into Arrow shards, which training reads through a memory map."""
+    from dcdist.data.pack import pack as write_shards
+
+    typer.echo(str(write_shards(source, destination)))
+
+
+@data_app.command("info")
+def info(root: Annotated[str, typer.Argument(help="anything that data.root takes")]) -> None:
+    """Say what is there: counts, sizes, formats, undecodable files by name."""
+    from dcdist.data.info import info as describe
+
+    typer.echo("\n".join(describe(root).lines()))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs a command; every error that is meant for the user ends in its message and its exit code."""
+    try:
+        return app(arguments)
+    except DcdistError as error:
+        typer.echo(f"dcdist: {'' if isinstance(error, UsageError) else type(error).__name__ + ': '}{error}", err=True)
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(int(ExitCode.RUN_AGAIN))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The schema of an experiment: frozen, strict, every key with what it means and what a change of it does to a run.
+
+A key is *identity* (what is trained: must match when a run goes on), *placement* (where and how fast it runs: free)
+or *horizon* (how far it goes: may grow). Identity is the rule; the others are marked where they stand.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PLACEMENT = "placement"
+HORIZON = "horizon"
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Range = tuple[PositiveFloat, PositiveFloat]
+
+
+def key(default: Any, description: str, kind: str | None = None, **constraints: Any) -> Any:
+    """A key of the config; `kind` is PLACEMENT or HORIZON, identity where it is left out."""
+    extra = {"kind": kind} if kind else None
+    return Field(default=default, description=description, json_schema_extra=extra, **constraints)
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values are not changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """Where a run lies and what its randomness starts from."""
+
+    dir: str = key(..., "folder or fsspec URL of the run; the same folder resumes it", PLACEMENT)
+    seed: int = key(31, "every random choice derives from it", ge=0)
+
+
+class DataSection(Section):
+    """Which images."""
+
+    root: str = key(..., "folder of images, Parquet, or packed shards; local or any fsspec URL", PLACEMENT)
+    split: str | None = key(None, "rows to train on; all where there are no splits")
+    heldout_split: str | None = key(None, "rows kept out of training, for the held-out loss and test scores")
+    undecodable: Literal["skip", "fail"] = key("skip", "an image that does not decode: left out (assignment -1) or fatal")
+    cache_directory: str | None = key(
+        None, "where Parquet and remote data are kept for random access; $DCDIST_CACHE or ~/.cache/dcdist", PLACEMENT
+    )
+    num_workers: NonNegative | Auto = key("auto", "decoding processes per process of the run", PLACEMENT)
+
+
+class ViewsSection(Section):
+    """How an image becomes what the network sees, in training and for features."""
+
+    image_size: Positive = key(224, "side of the square that enters the network, pixels")
+    resize: Positive = key(256, "features: the short side is resized to this, then the centre is cropped")
+    mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "subtracted from colours in 0..1")
+    std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "colours are divided by it")
+    crop: Literal["random_resized", "center", "full"] = key("random_resized", "training crop")
+    scale: Range = key((0.08, 1.0), "share of the image's area that a random crop takes")
+    ratio: Range = key((3 / 4, 4 / 3), "aspect ratio of a random crop")
+    horizontal_flip: bool = key(True, "mirror half of the training images")
+    rotation_degrees: NonNegativeFloat = key(0.0, "random rotation up to this")
+    shear: NonNegativeFloat = key(0.0, "random shear up to this")
+    translate: Fraction = key(0.0, "random shift up to this share of the side")
+    zoom: Range = key((1.0, 1.0), "random scaling")
+    elastic_sigma: NonNegativeFloat = key(0.0, "standard deviation of a coarse random displacement, in half sides")
+    brightness: NonNegativeFloat = key(0.0, "colour jitter, as torchvision's ColorJitter")
+    contrast: NonNegativeFloat = key(0.0, "colour jitter")
+    saturation: NonNegativeFloat = key(0.0, "colour jitter")
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = key(0.0, "colour jitter")
+    jitter_probability: Fraction = key(0.8, "share of the images whose colours are jittered")
+    grayscale_probability: Fraction = key(0.0, "share of the images that lose their colour")
+
+
+class ModelSection(Section):
+    """The network whose features are clustered."""
+
+    name: str = key("alexnet", "backbone, by the names in dcdist/models")
+    sobel: bool = key(False, "fixed grey-scale and Sobel stem in front of the backbone")
+    width: PositiveFloat = key(1.0, "multiplies the channels of the small networks")
+
+
+class FeaturesSection(Section):
+    """From the network's outputs to the rows that are clustered."""
+
+    pca_dimensions: Positive | None = key(256, "principal components kept; null keeps the raw features")
+    whiten: bool = key(True, "scale the components to unit variance")
+    epsilon: NonNegativeFloat = key(1e-4, "added to each eigenvalue, as a share of the largest, before whitening")
+    memory_limit_gib: PositiveFloat = key(
+        8.0, "raw rows of one process past this size wait in a memory-mapped file", PLACEMENT
+    )
+    batch_size: Positive = key(256, "images a forward pass when features are computed", PLACEMENT)
+
+
+class ClusteringSection(Section):
+    """How rows are partitioned."""
+
+    num_clusters: Positive = key(10000, "K")
+    num_iterations: Positive = key(20, "Lloyd iterations")
+    every_num_epochs: Positive = key(1, "epochs between reassignments")
+    spherical: bool = key(False, "centroids are normalised after each iteration")
+    placement: Literal["auto", "rank0", "distributed"] = key("auto", "where k-means runs; one result", PLACEMENT)
+    gather_limit_gib: PositiveFloat = key(16.0, "auto: gather to rank 0 while the rows fit in this", PLACEMENT)
+    engine: Literal["auto", "faiss", "torch"] = key("auto", "who searches the nearest centroid", PLACEMENT)
+
+
+class ReadoutSection(Section):
+    """The final clustering of a stage, from the weights that the stage ends with."""
+
+    num_clusters: Positive | None = key(None, "K of the read-out; null takes clustering.num_clusters")
+    merge_to: Positive | None = key(None, "merge the clusters to this many by Ward's rule, without labels")
+    pca_dimensions: Positive | None | Auto = key("auto", "components; auto takes features.pca_dimensions")
+    whiten: bool | Auto = key("auto", "auto takes features.whiten")
+    num_restarts: Positive = key(1, "k-means runs; the one of the lowest objective is kept")
+
+
+class DeepClusterSection(Section):
+    """DeepCluster's own choices."""
+
+    sampler: Literal["uniform", "reference"] = key(
+        "uniform", "uniform over clusters, or as the published code draws (which is not uniform)"
+    )
+    head_learning_rate_scale: PositiveFloat = key(1.0, "the head's learning rate over the backbone's")
+    head_momentum: Fraction = key(0.0, "the head's momentum (SGD)")
+
+
+class TrainSection(Section):
+    """The optimisation."""
+
+    num_epochs: Positive = key(500, "length of the stage", HORIZON)
+    steps_per_epoch: Positive | None = key(None, "length of an epoch; null passes over the data once")
+    batch_size: Positive = key(256, "samples a step, over all processes")
+    microbatch_size: Positive | Auto = key("auto", "consecutive samples that share batch statistics; auto: batch_size / 8")
+    optimizer: Literal["sgd", "adamw"] = key("sgd", "")
+    learning_rate: PositiveFloat = key(0.05, "")
+    momentum: Fraction = key(0.9, "SGD's")
+    weight_decay: NonNegativeFloat = key(1e-5, "")
+    schedule: Literal["constant", "cosine"] = key("constant", "of the learning rate")
+    warmup_steps: NonNegative = key(0, "linear, from 0")
+    precision: Literal["fp32", "bf16"] | Auto = key("auto", "auto: bf16 where the hardware has it")
+    channels_last: bool | Auto = key("auto", "auto: wherever precision is bf16")
+
+    @model_validator(mode="after")
+    def _microbatches_fill_a_step(self) -> TrainSection:
+        if isinstance(self.microbatch_size, int) and self.batch_size % self.microbatch_size:
+            raise ValueError(
+                f"train.microbatch_size={self.microbatch_size} does not divide train.batch_size={self.batch_size}"
+            )
+        return self
+
+
+class CheckpointSection(Section):
+    """When state is saved beside the ends of clusterings and epochs."""
+
+    every_num_steps: Positive | None = key(None, "save each so many steps", PLACEMENT)
+    every_seconds: PositiveFloat | None = key(600.0, "save when the last commit is older", PLACEMENT)
+    keep: Annotated[int, Field(ge=2)] = key(2, "newest checkpoints kept", PLACEMENT)
+
+
+class LaunchSection(Section):
+    """Where the processes run."""
+
+    backend: Literal["local"] = key("local", "", PLACEMENT)
+    num_processes: Positive | Auto = key("auto", "auto: one a GPU, else one", PLACEMENT)
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "", PLACEMENT)
+    threads_per_process: Positive | Auto = key("auto", "auto: this machine's cores / its processes", PLACEMENT)
+    collective_timeout_seconds: PositiveFloat = key(
+        1800.0, "a peer that does not answer for so long is lost; longer than one k-means iteration takes", PLACEMENT
+    )
+
+
+class MetricsSection(Section):
+    """What is written about the run while it runs."""
+
+    every_num_steps: Positive = key(10, "steps between step records", PLACEMENT)
+    tensorboard: bool = key(True, "", PLACEMENT)
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = key(
+        None, "rank 0 serves /metrics there; 0 takes a free port", PLACEMENT
+    )
+    prometheus_address: str = key("127.0.0.1", "", PLACEMENT)
+    progress: bool = key(True, "progress on the terminal", PLACEMENT)
+
+
+class EvaluationSection(Section):
+    """The summary at the end of a run, where labels exist; they serve scores alone."""
+
+    summary: bool = key(True, "compare raw pixels, the untrained and the trained network", PLACEMENT)
+    num_clusters: Positive | None = key(None, "K of the compared k-means; null: number of classes", PLACEMENT)
+    whitening_dimensions: Positive = key(32, "components of the whitened read-out", PLACEMENT)
+    linear: bool = key(True, "a linear classifier, where a held-out split exists", PLACEMENT)
+
+
+class StageConfig(Section):
+    """One stage, every key resolved: what a trainer is built from."""
+
+    name: str
+    method: Literal["deepcluster"]
+    views: ViewsSection
+    features: FeaturesSection
+    clustering: ClusteringSection
+    readout: ReadoutSection
+    train: TrainSection
+    deepcluster: DeepClusterSection
+
+
+class ExperimentConfig(Section):
+    """A whole experiment file."""
+
+    method: Literal["deepcluster"] = key("deepcluster", "how the network learns")
+    run: RunSection
+    data: DataSection
+    views: ViewsSection = ViewsSection()
+    model: ModelSection = ModelSection()
+    features: FeaturesSection = FeaturesSection()
+    clustering: ClusteringSection = ClusteringSection()
+    readout: ReadoutSection = ReadoutSection()
+    train: TrainSection = TrainSection()
+    deepcluster: DeepClusterSection = DeepClusterSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    launch: LaunchSection = LaunchSection()
+    metrics: MetricsSection = MetricsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    stages: tuple[dict[str, Any], ...] = key((), "stages run one after the other on one backbone; an entry overrides the top")
+
+    @model_validator(mode="after")
+    def _stages_are_whole(self) -> ExperimentConfig:
+        names = [stage.name for stage in self.resolved_stages()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages need different names, these are {', '.join(names)}")
+        return self
+
+    def resolved_stages(self) -> tuple[StageConfig, ...]:
+        """The stages in order, each with every key of its own or of the top level."""
+        top = self.model_dump(include=STAGE_KEYS)
+        return tuple(
+            StageConfig.model_validate(merge(top, {"name": self.method, **entry})) for entry in self.stages or ({},)
+        )
+
+
+STAGE_KEYS = set(StageConfig.model_fields) - {"name"}
+
+
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `override`; mappings are merged key by key, anything else is replaced."""
+    merged = dict(base)
+    for name, value in override.items():
+        both_mappings = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both_mappings else value
+    return merged
+
+
+def kind_of(path: tuple[str, ...]) -> str:
+    """"identity", "placement" or "horizon", for the path of a key of ExperimentConfig (inside a stage: without it)."""
+    section: Any = ExperimentConfig
+    kind = "identity"
+    for name in path:
+        field = section.model_fields.get(name) if isinstance(section, type) else None
+        if field is None:
+            break
+        if isinstance(field.json_schema_extra, dict):
+            kind = str(field.json_schema_extra.get("kind", kind))
+        section = field.annotation
+    return kind

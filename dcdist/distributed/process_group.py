@@ -1,0 +1,66 @@
+"""From the environment that a launcher describes to a process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dcdist.distributed.collectives import Collectives
+from dcdist.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of the run this is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def read_place(environment: Mapping[str, str] = os.environ) -> Place:
+    """torchrun's variables (the local launcher sets them too), else SLURM's, else one process alone.
+
+    Raises:
+        UsageError: a variable is missing or no number.
+    """
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    else:
+        return Place(0, 1, 0, 1)
+    defaults = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1"}
+    try:
+        return Place(*(int(environment.get(name, defaults.get(name, ""))) for name in names))
+    except ValueError as error:
+        given = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
+        raise UsageError(f"the environment describes no process group: {given}; expected numbers") from error
+
+
+def join(place: Place, device: torch.device, timeout_seconds: float) -> Collectives:
+    """Joins the run's other processes: gloo for CPU tensors, NCCL for CUDA ones. MASTER_ADDR and MASTER_PORT say where.
+
+    Raises:
+        UsageError: the meeting point is missing from the environment.
+    """
+    if place.world_size == 1:
+        return Collectives()
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(f"{place.world_size} processes need {' and '.join(missing)} in the environment to find each other")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        init_method="env://",
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    return Collectives(place.rank, place.world_size)

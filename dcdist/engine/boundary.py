@@ -1,0 +1,63 @@
+"""The places where a run may end early: ranks agree there, so that all act on the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dcdist.distributed.collectives import Collectives
+from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
+from dcdist.errors import Preempted, StopRequested
+
+
+class Boundary:
+    """What the ranks agree to do at a boundary.
+
+    Args:
+        collectives: the ranks; agreeing is one small all-reduce.
+        signals: this process's signals.
+        clock: when a checkpoint is due; rank 0's counts.
+        watch: on rank 0, answers for the run directory (stop requests, newer attempts).
+    """
+
+    def __init__(self, collectives: Collectives, signals: SignalFlag, clock: SaveClock, watch: Watch | None) -> None:
+        self._collectives = collectives
+        self._signals = signals
+        self._clock = clock
+        self._watch = watch
+
+    def agree(self, step: int | None = None) -> Request:
+        """The largest request of any rank. Collective. Saves are due at steps only."""
+        request = Request.PREEMPT if self._signals.name else Request.NONE
+        if self._watch:
+            request = max(request, self._watch.answer)
+            if step is not None and request is Request.NONE and self._clock.is_due(step):
+                request = Request.SAVE
+        return Request(self._collectives.largest(request))
+
+    def between_steps(self) -> None:
+        """A boundary where nothing needs saving (a batch of features, a k-means iteration). Collective.
+
+        Raises:
+            Preempted, StopRequested: somebody asked for it; the newest checkpoint repeats the phase identically.
+        """
+        self.leave(self.agree())
+
+    def at_step(self, step: int, save: Callable[[], None]) -> None:
+        """A boundary after a training step, which a checkpoint can hold. Collective.
+
+        Raises:
+            Preempted, StopRequested: as asked, after `save`.
+        """
+        request = self.agree(step)
+        if request in (Request.SAVE, Request.PREEMPT, Request.STOP):
+            save()
+        self.leave(request)
+
+    def leave(self, request: Request) -> None:
+        """Raises what the request stands for, if it ends the run."""
+        if request is Request.PREEMPT:
+            raise Preempted(f"{self._signals.name or 'a signal to another process'} asked the run to make room")
+        if request is Request.STOP:
+            raise StopRequested("a stop was requested")
+        if request is Request.YIELD:
+            raise StopRequested("a newer attempt of this run has started and owns the run directory now")

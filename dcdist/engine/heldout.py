@@ -1,0 +1,58 @@
+"""Images kept out of training: the clusters they fall into, and the loss against these.
+
+Shapes: H held-out images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dcdist.clustering.pca import PCA
+from dcdist.clustering.search import nearest_centroids
+from dcdist.clustering.types import UNASSIGNED, Clustering
+from dcdist.data.loader import Request, load_batches
+from dcdist.data.source import ImageSource
+from dcdist.distributed.collectives import Collectives
+from dcdist.features import ImagePass, contiguous_range, extract_features, transform_features
+from dcdist.methods.base import Method
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out split and how its images are seen."""
+
+    source: ImageSource
+    images: ImagePass
+    collectives: Collectives
+
+    def assign(self, method: Method, pca: PCA | None, clustering: Clustering) -> torch.Tensor:
+        """The nearest cluster [H] int32 of each image under the first head, on every rank. Collective."""
+        raw = extract_features(method.backbone, self.source, self.images, self.collectives)
+        shard = transform_features(raw, pca)
+        nearest, _ = nearest_centroids(shard.features, clustering.heads[0].centroids)
+        targets = torch.full((len(self.source),), UNASSIGNED, dtype=torch.int32)
+        sample_ids = self.collectives.all_gather_rows(shard.sample_ids)
+        targets[sample_ids] = self.collectives.all_gather_rows(nearest)
+        return targets
+
+    @torch.no_grad()
+    def loss(self, method: Method, targets: torch.Tensor) -> float:
+        """The mean loss against `targets` [H], in evaluation mode and with evaluation crops. Collective."""
+        with_target = np.flatnonzero(targets.numpy() >= 0)
+        own = contiguous_range(len(with_target), self.collectives.rank, self.collectives.world_size)
+        mine = with_target[own.start : own.stop]
+        chunks = (mine[start : start + self.images.batch_size] for start in range(0, len(mine), self.images.batch_size))
+        requests = (Request(ids, targets.numpy()[ids].astype(np.int64), (self.images.view,), seed=0) for ids in chunks)
+        method.eval()
+        total = torch.zeros(2, dtype=torch.float64)  # sum of losses, number of images
+        for batch in load_batches(self.source, requests, self.images.num_workers):
+            prepared = self.images.preparation.evaluate(batch.to(self.images.numerics.device))
+            with self.images.numerics.autocast():
+                outputs = method({"heldout": prepared})
+            loss = sum(float(value) for value in method.losses(outputs).values())
+            total += torch.tensor([loss, 1.0], dtype=torch.float64) * len(batch.sample_ids)
+        loss_sum, count = self.collectives.all_reduce_sum(total).tolist()
+        return loss_sum / count if count else float("nan")

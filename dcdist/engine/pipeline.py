@@ -1,0 +1,88 @@
+"""Stages one after another on one backbone, from wherever the newest checkpoint says the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dcdist.clustering.types import Clustering
+from dcdist.engine.readout import Readout, ReadoutRecipe
+from dcdist.engine.state import AdoptedClustering, Progress
+from dcdist.engine.trainer import Trainer
+
+
+class RunState:
+    """What a run is, beside the weights: carried through its stages and its checkpoints."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.adopted = AdoptedClustering()
+        self.readout = Readout()
+
+    def parts(self) -> dict[str, Any]:
+        """The named parts, each with state_dict and load_state_dict."""
+        return {"progress": self.progress, "clustering": self.adopted, "readout": self.readout}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage ready to run. `states` are all named parts of a checkpoint during this stage."""
+
+    name: str
+    trainer: Trainer
+    recipe: ReadoutRecipe
+    states: Mapping[str, Any]
+
+
+def run_stages(
+    names: Sequence[str],
+    build_stage: Callable[[int], Stage],
+    state: RunState,
+    resumed_stage: str | None,
+    restore: Callable[[Mapping[str, Any]], None],
+    write_assignments: Callable[[str, Clustering], None],
+) -> Stage:
+    """Runs what is left of every stage; returns the last one.
+
+    Args:
+        names: of all stages, in order.
+        build_stage: makes the stage of a number; the backbone is the same object in all of them.
+        state: filled by `restore` or by the stages.
+        resumed_stage: name of the stage that the newest checkpoint is in; None for a new run.
+        restore: loads that checkpoint into a stage's states.
+        write_assignments: (name, clustering) -> RUN/assignments/name.parquet.
+    """
+    first = names.index(resumed_stage) if resumed_stage is not None else 0
+    for number in range(first, len(names)):
+        stage = build_stage(number)
+        if resumed_stage == names[number]:
+            restore(stage.states)
+        else:
+            state.progress.begin_stage(names[number])
+            state.adopted.clear()
+        run_stage(stage, state, write_assignments)
+    return stage
+
+
+def run_stage(stage: Stage, state: RunState, write_assignments: Callable[[str, Clustering], None]) -> None:
+    """What is left of one stage: its epochs, then its read-out, each ending in a checkpoint."""
+    trainer = stage.trainer
+    if state.progress.epoch < trainer.num_epochs:
+        state.progress.stage_done = False  # a finished run whose horizon has grown
+    trainer.run()
+    if not state.progress.stage_done:
+        with trainer.journal.phase("readout"):
+            final = stage.recipe.read_out(
+                state.readout,
+                trainer.method.backbone,
+                trainer.source,
+                trainer.images,
+                trainer.collectives,
+                trainer.seed,
+                trainer.boundary.between_steps,
+            )
+        write_assignments(f"{stage.name}-final", final)
+        trainer.journal.event("stage_done", num_clusters=state.readout.num_clusters)
+        state.progress.stage_done = True
+        trainer.save("final")

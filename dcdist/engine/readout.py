@@ -1,0 +1,130 @@
+"""The final clustering of a stage, from the weights that the stage ends with: nearest centroid, nothing refilled.
+
+Shapes: N samples, K clusters of k-means, M after merging, D raw features, d reduced ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dcdist.clustering.kmeans import KMeans
+from dcdist.clustering.merge import merge_clusters
+from dcdist.clustering.pca import PCA
+from dcdist.clustering.search import nearest_centroids
+from dcdist.clustering.types import UNASSIGNED, Clustering, FeatureShard, HeadClustering
+from dcdist.data.source import ImageSource
+from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.seeding import torch_generator
+from dcdist.features import ImagePass, extract_features, reduce_features, transform_features
+from dcdist.models.backbone import Backbone
+
+
+class Readout:
+    """What turns an image's raw features into its final cluster: transform, centroids, merging."""
+
+    def __init__(self) -> None:
+        self.pca: PCA | None = None
+        self.centroids = torch.empty(0, 0)  # [K, d]
+        self.merged_to = torch.empty(0, dtype=torch.int32)  # [K], the final cluster of each centroid
+
+    @property
+    def num_clusters(self) -> int:
+        return int(self.merged_to.max()) + 1 if len(self.merged_to) else 0
+
+    def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reduced rows [n, d] -> clusters [n] int32, squared distances to the nearest centroid [n]."""
+        nearest, distances = nearest_centroids(rows, self.centroids)
+        return self.merged_to[nearest.long()], distances
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pca": self.pca.state_dict() if self.pca else None,
+            "centroids": self.centroids,
+            "merged_to": self.merged_to,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.pca = PCA.from_state_dict(state["pca"]) if state["pca"] else None
+        self.centroids, self.merged_to = state["centroids"], state["merged_to"]
+
+
+@dataclass(frozen=True)
+class ReadoutRecipe:
+    """How the final clustering is made.
+
+    `merge_to` merges k-means' clusters by Ward's rule, which uses no labels; `num_restarts` runs of k-means, of
+    which the one of the lowest objective is kept.
+    """
+
+    kmeans: KMeans
+    merge_to: int | None
+    pca_dimensions: int | None
+    whiten: bool
+    epsilon: float
+    num_restarts: int
+
+    def read_out(
+        self,
+        readout: Readout,
+        backbone: Backbone,
+        source: ImageSource,
+        images: ImagePass,
+        collectives: Collectives,
+        seed: int,
+        at_boundary: Callable[[], None],
+    ) -> Clustering:
+        """Fits `readout` in place on the images of `source`; returns their final clustering. Collective."""
+        raw = extract_features(backbone, source, images, collectives, at_boundary)
+        shard, pca = reduce_features(
+            raw, collectives, pca_dimensions=self.pca_dimensions, whiten=self.whiten, epsilon=self.epsilon
+        )
+        runs = [
+            self.kmeans.fit(shard, len(source), collectives, torch_generator(seed, "readout", number), at_boundary)
+            for number in range(self.num_restarts)
+        ]
+        best = min(runs, key=lambda run: run.objective)
+        counts = torch.bincount(best.assignments[best.assignments >= 0].long(), minlength=best.num_clusters)
+        merged_to = torch.arange(best.num_clusters, dtype=torch.int32)
+        if self.merge_to is not None and self.merge_to < best.num_clusters:
+            merged_to = merge_clusters(best.centroids, counts, self.merge_to)
+        readout.pca, readout.centroids, readout.merged_to = pca, best.centroids, merged_to
+        assignments, distances = assign_everywhere(readout, shard, len(source), collectives)
+        head = replace(
+            best, assignments=assignments, distances=distances, centroids=_merged_centroids(best, counts, merged_to)
+        )
+        return Clustering((head,))
+
+
+def assign_images(
+    readout: Readout, backbone: Backbone, source: ImageSource, images: ImagePass, collectives: Collectives
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final clusters [N] int32 and squared distances [N] of the images of any source, on every rank. Collective."""
+    raw = extract_features(backbone, source, images, collectives)
+    return assign_everywhere(readout, transform_features(raw, readout.pca), len(source), collectives)
+
+
+def assign_everywhere(
+    readout: Readout, shard: FeatureShard, num_samples: int, collectives: Collectives
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows' clusters and distances, gathered from all ranks; UNASSIGNED and nan where there is no row."""
+    clusters, squared = readout.assign(shard.features)
+    assignments = torch.full((num_samples,), UNASSIGNED, dtype=torch.int32)
+    distances = torch.full((num_samples,), float("nan"))
+    sample_ids = collectives.all_gather_rows(shard.sample_ids)
+    assignments[sample_ids] = collectives.all_gather_rows(clusters)
+    distances[sample_ids] = collectives.all_gather_rows(squared)
+    return assignments, distances
+
+
+def _merged_centroids(head: HeadClustering, counts: torch.Tensor, merged_to: torch.Tensor) -> torch.Tensor:
+    """The mean of each final cluster's members [M, d], from the means of the clusters merged into it."""
+    num_merged = int(merged_to.max()) + 1
+    weights = counts.double().unsqueeze(1)
+    sums = torch.zeros(num_merged, head.centroids.shape[1], dtype=torch.float64)
+    sums.index_add_(0, merged_to.long(), head.centroids.double() * weights)
+    totals = torch.zeros(num_merged, 1, dtype=torch.float64).index_add_(0, merged_to.long(), weights)
+    return (sums / totals.clamp_min(1)).float()

@@ -1,0 +1,174 @@
+"""One stage of a run: features, clusters, plan, train, record, again. An epoch reads on one screen: `run_epoch`.
+
+Shapes: N samples of the dataset.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+from dcdist.clustering.pca import PCA
+from dcdist.clustering.types import Clusterer, Clustering, FeatureShard
+from dcdist.data.loader import Request, load_batches
+from dcdist.data.source import ImageSource
+from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.seeding import derive_seed, torch_generator
+from dcdist.engine.boundary import Boundary
+from dcdist.engine.heldout import HeldOut
+from dcdist.engine.journal import Journal
+from dcdist.engine.state import AdoptedClustering, Progress
+from dcdist.engine.training_step import TrainingStep
+from dcdist.errors import RunError
+from dcdist.faults import fault_point
+from dcdist.features import ImagePass, RawFeatures, extract_features, gather_failures, reduce_features
+from dcdist.methods.base import EpochPlan, Method, Microbatch
+
+
+@dataclass(frozen=True)
+class FeatureReduction:
+    """How raw features become rows: the arguments of reduce_features."""
+
+    pca_dimensions: int | None
+    whiten: bool
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains one stage from where `progress` says it is.
+
+    `seed` is the stage's own; every random choice derives from it and from the epoch. `save` takes a checkpoint's
+    kind, `write_assignments` a clustering and the epoch.
+    """
+
+    method: Method
+    training_step: TrainingStep
+    clusterer: Clusterer
+    reduction: FeatureReduction
+    source: ImageSource
+    heldout: HeldOut | None
+    images: ImagePass
+    collectives: Collectives
+    boundary: Boundary
+    journal: Journal
+    progress: Progress
+    adopted: AdoptedClustering
+    save: Callable[[str], None]
+    write_assignments: Callable[[Clustering, int], None]
+    seed: int
+    num_epochs: int
+    cluster_every_num_epochs: int
+    batch_size: int
+    microbatch_size: int
+    undecodable_is_fatal: bool
+
+    def run(self) -> None:
+        """All epochs that are left. Raises Preempted or StopRequested at a boundary, with everything saved."""
+        while self.progress.epoch < self.num_epochs:
+            self.run_epoch(self.progress.epoch)
+
+    def run_epoch(self, epoch: int) -> None:
+        """One epoch, or what is left of it."""
+        if self.clustering_is_due(epoch):
+            with self.journal.phase("features"):
+                raw = self.extract_features()
+            with self.journal.phase("reduce"):
+                shard, pca = reduce_features(raw, self.collectives, **vars(self.reduction))
+            with self.journal.phase("cluster"):
+                clustering = self.cluster(shard, epoch)
+            self.adopt(clustering, pca, epoch)
+        plan = self.method.plan_epoch(epoch, self.adopted.clustering)
+        with self.journal.phase("train"):
+            for microbatches, seeds in self.load_steps(plan, epoch):
+                losses, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage)
+                self.progress.advance_step()
+                self.journal.step(losses, learning_rate)
+                self.boundary.at_step(self.progress.step, save=lambda: self.save("train"))
+        self.record(epoch)
+        self.progress.advance_epoch()
+        self.save("train")
+
+    def clustering_is_due(self, epoch: int) -> bool:
+        """Whether the epoch starts with a clustering that no checkpoint holds yet."""
+        due = epoch % self.cluster_every_num_epochs == 0 or self.adopted.clustering is None
+        return self.method.needs_clustering and due and self.progress.clustered_epoch != epoch
+
+    def extract_features(self) -> RawFeatures:
+        """This rank's raw features; undecodable images are named, or fatal."""
+        raw = extract_features(
+            self.method.backbone, self.source, self.images, self.collectives, self.boundary.between_steps
+        )
+        failures = gather_failures(raw, self.collectives)
+        if failures:
+            named = [f"{self.source.keys[sample_id]} ({reason})" for sample_id, reason in sorted(failures.items())]
+            some = "; ".join(named[:10]) + (f"; and {len(named) - 10} more" if len(named) > 10 else "")
+            message = f"{len(named)} of {len(self.source)} images do not decode: {some}"
+            if self.undecodable_is_fatal:
+                raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
+            self.journal.event("undecodable", count=len(named), message=message)
+        return raw
+
+    def cluster(self, shard: FeatureShard, epoch: int) -> Clustering:
+        """The partition of the rows of all ranks; an interrupted one is repeated identically."""
+        generator = torch_generator(self.seed, "cluster", epoch)
+        head = self.clusterer.fit(shard, len(self.source), self.collectives, generator, self.boundary.between_steps)
+        return Clustering((head,))
+
+    def adopt(self, clustering: Clustering, pca: PCA | None, epoch: int) -> None:
+        """Makes the clusters the targets, then saves: a preemption never changes or repeats a finished clustering."""
+        fault_point("adopt:begin")
+        heldout_targets = self.heldout.assign(self.method, pca, clustering) if self.heldout else None
+        forgotten = self.method.adopt(clustering, torch_generator(self.seed, "adopt", epoch))
+        self.training_step.optimizer.forget(forgotten)
+        self.journal.clustering(self.adopted.clustering, clustering, self.source.labels)
+        self.adopted.set(clustering, pca, heldout_targets)
+        self.progress.clustered_epoch = epoch
+        self.save("clustered")
+
+    def load_steps(self, plan: EpochPlan, epoch: int) -> Iterator[tuple[list[Microbatch], list[int]]]:
+        """This rank's microbatches of every step of the plan that is left, prepared on the device, with their seeds."""
+        own = self.training_step.own_microbatches()
+        positions = [
+            step * self.batch_size + number * self.microbatch_size
+            for step in range(self.progress.step_in_epoch, plan.num_steps)
+            for number in own
+        ]
+        loaders = {
+            name: load_batches(
+                self.source,
+                (
+                    Request(
+                        stream.sample_ids[position : position + self.microbatch_size],
+                        None if stream.targets is None else stream.targets[position : position + self.microbatch_size],
+                        stream.views,
+                        derive_seed(self.seed, epoch, name, position),
+                    )
+                    for position in positions
+                ),
+                self.images.num_workers,
+            )
+            for name, stream in plan.streams.items()
+        }
+        for first in range(0, len(positions), len(own)):
+            started = time.perf_counter()
+            loaded = [{name: next(loader) for name, loader in loaders.items()} for _ in own]
+            self.journal.waited_for_data(time.perf_counter() - started)
+            microbatches = [
+                {name: self.images.preparation.train(batch.to(self.images.numerics.device)) for name, batch in streams.items()}
+                for streams in loaded
+            ]
+            yield microbatches, [derive_seed(self.seed, epoch, "forward", p) for p in positions[first : first + len(own)]]
+
+    def record(self, epoch: int) -> None:
+        """The epoch's figures and, where it began with a clustering, its assignments."""
+        heldout_loss = None
+        if self.heldout and self.adopted.heldout_targets is not None:
+            heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets)
+        self.journal.epoch(heldout_loss)
+        if self.adopted.clustering and self.progress.clustered_epoch == epoch:
+            self.write_assignments(self.adopted.clustering, epoch)
+
+

@@ -1,0 +1,156 @@
+"""One optimisation step over microbatches: what it computes does not depend on how many processes share them.
+
+A step has M microbatches; a rank takes whole ones, in turn. Batch normalisation sees one microbatch at a time;
+gradients and running statistics are averages over the step's microbatches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from dcdist.distributed.collectives import Collectives
+from dcdist.engine.optim import Optimizer
+from dcdist.methods.base import Method, Microbatch
+from dcdist.models.numerics import Numerics
+
+
+# The buffers are averaged here instead; torch 2.14 renamed the switch.
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
+
+# num_batches_tracked, too: it counts passes, and a rank's passes are not the step's.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class _Forward(nn.Module):
+    """What DDP wraps: one call runs any number of microbatches, so that a coupled loss still is one DDP iteration."""
+
+    def __init__(self, method: Method, statistics: RunningStatistics) -> None:
+        super().__init__()
+        self.method = method
+        self.statistics = statistics
+
+    def forward(self, microbatches: Sequence[Microbatch], seeds: Sequence[int]) -> list[Any]:
+        outputs = []
+        for microbatch, seed in zip(microbatches, seeds, strict=True):
+            torch.manual_seed(seed)  # dropout: the same whichever rank computes this microbatch, whatever ran before
+            with self.statistics.of_one_microbatch():
+                outputs.append(self.method(microbatch))
+        return outputs
+
+
+class RunningStatistics:
+    """Batch normalisation's running statistics, averaged over the microbatches of a step.
+
+    A layer moves its statistics at each forward pass, which would make them depend on how many microbatches a rank
+    has. Here each microbatch moves a copy of those of the step's beginning; the results are averaged.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+        self._buffers = [(layer, name, layer.get_buffer(name)) for layer in layers for name in _STATISTICS]
+        self._sums = [torch.zeros_like(buffer) for _, _, buffer in self._buffers]
+
+    @contextlib.contextmanager
+    def of_one_microbatch(self) -> Iterator[None]:
+        # Copies, for autograd keeps what the forward pass saw: the buffers themselves may change before backward.
+        copies = [buffer.clone() for _, _, buffer in self._buffers]
+        self._place(copies)
+        yield
+        for total, copy in zip(self._sums, copies, strict=True):
+            total += copy
+        self._place([buffer for _, _, buffer in self._buffers])
+
+    def _place(self, tensors: list[torch.Tensor]) -> None:
+        for (layer, name, _), tensor in zip(self._buffers, tensors, strict=True):
+            setattr(layer, name, tensor)
+
+    @torch.no_grad()
+    def finish_step(self, num_microbatches: int, collectives: Collectives) -> None:
+        """Sets the average over the microbatches of all ranks. Collective."""
+        if not self._buffers:
+            return
+        totals = collectives.all_reduce_sum(torch.cat([total.flatten() for total in self._sums])) / num_microbatches
+        for (_, _, buffer), total, part in zip(
+            self._buffers, self._sums, totals.split([total.numel() for total in self._sums]), strict=True
+        ):
+            buffer.copy_(part.view_as(buffer))
+            total.zero_()
+
+
+class TrainingStep:
+    """Forward, backward and update of one step, over this rank's share of its microbatches.
+
+    Args:
+        method: what is trained; its gradients are averaged over the ranks.
+        optimizer: over the method's parameters.
+        numerics: precision of the forward pass.
+        collectives: the ranks.
+        num_microbatches: M, at least one a rank.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Optimizer,
+        numerics: Numerics,
+        collectives: Collectives,
+        num_microbatches: int,
+    ) -> None:
+        self.method = method
+        self.optimizer = optimizer
+        self._numerics = numerics
+        self._collectives = collectives
+        self._num_microbatches = num_microbatches
+        self._statistics = RunningStatistics(method)
+        self._forward: nn.Module = _Forward(method, self._statistics)
+        if collectives.world_size > 1:
+            # find_unused_parameters also keeps DDP from rebuilding its buckets after the first iteration. Where a
+            # gradient lies in a bucket decides in which order a ring adds it up, so a resumed run, whose first
+            # iteration is another one, would end with other bits.
+            self._forward = DistributedDataParallel(
+                self._forward, find_unused_parameters=True, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False}
+            )
+
+    def own_microbatches(self) -> range:
+        """The numbers of this rank's microbatches in every step, of 0 .. M - 1."""
+        rank, world_size = self._collectives.rank, self._collectives.world_size
+        return range(self._num_microbatches * rank // world_size, self._num_microbatches * (rank + 1) // world_size)
+
+    def __call__(
+        self, microbatches: Sequence[Microbatch], seeds: Sequence[int], step_in_stage: int
+    ) -> tuple[dict[str, torch.Tensor], float]:
+        """Trains on this rank's microbatches of one step.
+
+        Returns the sums of each named loss over them, on the device, and the learning rate.
+        """
+        self.method.train()
+        sums: dict[str, torch.Tensor] = {}
+        groups = [range(len(microbatches))] if self.method.couples_samples else [range(i, i + 1) for i in range(len(microbatches))]
+        for group in groups:
+            is_last = group.stop == len(microbatches)
+            with self._without_reduction(not is_last):
+                with self._numerics.autocast():
+                    outputs = self._forward([microbatches[i] for i in group], [seeds[i] for i in group])
+                losses = self.method.losses(outputs if self.method.couples_samples else outputs[0])
+                # DDP divides by the number of ranks: scaled so that the sum over all ranks is the step's mean.
+                share = self._collectives.world_size * len(group) / self._num_microbatches
+                (torch.stack(list(losses.values())).sum() * share).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.detach() * len(group)
+        learning_rate = self.optimizer.step(step_in_stage)
+        self._statistics.finish_step(self._num_microbatches, self._collectives)
+        return sums, learning_rate
+
+    def _without_reduction(self, skip: bool) -> Any:
+        if skip and isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        return contextlib.nullcontext()
