@@ -140,7 +140,7 @@ class RunDirectory:
         return content
 
     def beginnings(self) -> dict[int, CheckpointName | None]:
-        """attempt -> the checkpoint that it began from, None for nothing; without attempts that have no record of it."""
+        """The checkpoint that each attempt began from, None for nothing; without attempts that have no record of it."""
         contents = {number: self.read_attempt(number) for number in self.attempt_numbers()}
         return {
             number: None if content["began_from"] is None else CheckpointName.parse(content["began_from"])
@@ -148,13 +148,16 @@ class RunDirectory:
             if "began_from" in content
         }
 
-    def line(self) -> list[CheckpointName]:
-        """The committed checkpoints that count, the oldest first: the line of the newest attempt that has a record."""
+    def line(self, attempt: int | None = None) -> list[CheckpointName]:
+        """The committed checkpoints on the line of an attempt, by default of the newest one that has a record.
+
+        The oldest first. These are the ones that count; whether they are undamaged is not looked at.
+        """
         beginnings = self.beginnings()
         if not beginnings:
             return []
-        newest = max(beginnings)
-        names = [name for name in list_checkpoints(self.storage) if is_on_line(name, newest, beginnings)]
+        last = attempt if attempt is not None else max(beginnings)
+        names = [name for name in list_checkpoints(self.storage) if is_on_line(name, last, beginnings)]
         return [name for name in names if is_committed(self.storage, name)]
 
     def inventory(self) -> list[CheckpointInfo]:

@@ -20,10 +20,15 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 
 logger = logging.getLogger(__name__)
 
 UPLOAD_EVERY_SECONDS = 60.0
+
+# A server that takes connections and never answers would otherwise be waited for through all retries of all libraries.
+ANSWER_WITHIN_SECONDS = 90.0
+MIN_BYTES_PER_SECOND = 1 << 20
 
 
 class Storage(abc.ABC):
@@ -197,6 +202,12 @@ class ObjectStorage(Storage):
         with self._failing_as_os_error():
             self._fs, self._prefix = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
 
+    def _patience(self, num_bytes: int = 0) -> dict[str, float]:
+        """The keyword that bounds the time of an operation on this many bytes, where the file system has one."""
+        if not isinstance(self._fs, AsyncFileSystem):
+            return {}
+        return {"timeout": ANSWER_WITHIN_SECONDS + num_bytes / MIN_BYTES_PER_SECOND}
+
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if path else str(self._prefix)
 
@@ -205,6 +216,8 @@ class ObjectStorage(Storage):
         """Libraries of object stores have exceptions of their own for a server that does not answer."""
         try:
             yield
+        except TimeoutError as error:
+            raise OSError(f"{self.url(path)}: the server does not answer") from error
         except OSError:
             raise
         except Exception as error:
@@ -215,20 +228,20 @@ class ObjectStorage(Storage):
 
     def read_bytes(self, path: str) -> bytes:
         with self._failing_as_os_error(path):
-            return cast(bytes, self._fs.cat_file(self._at(path)))
+            return cast(bytes, self._fs.cat_file(self._at(path), **self._patience()))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         with self._failing_as_os_error(path):
-            self._fs.pipe_file(self._at(path), data)
+            self._fs.pipe_file(self._at(path), data, **self._patience(len(data)))
 
     def create_exclusive(self, path: str, data: bytes) -> None:
         with self._failing_as_os_error(path):
-            self._fs.pipe_file(self._at(path), data, mode="create")
+            self._fs.pipe_file(self._at(path), data, mode="create", **self._patience(len(data)))
 
     def list(self, folder: str = "") -> list[str]:
         with self._failing_as_os_error(folder):
             try:
-                paths = self._fs.ls(self._at(folder), detail=False)
+                paths = self._fs.ls(self._at(folder), detail=False, **self._patience())
             except FileNotFoundError:
                 return []
         names = {path.rstrip("/").removeprefix(f"{self._at(folder)}/") for path in paths}
@@ -236,23 +249,23 @@ class ObjectStorage(Storage):
 
     def exists(self, path: str) -> bool:
         with self._failing_as_os_error(path):
-            try:
-                self._fs.info(self._at(path))  # exists() of fsspec takes a failing server for a missing file
+            try:  # not exists() of fsspec, which takes a failing server for a missing file
+                self._fs.info(self._at(path), **self._patience())
             except FileNotFoundError:
                 return False
             return True
 
     def size(self, path: str) -> int:
         with self._failing_as_os_error(path):
-            return int(self._fs.info(self._at(path))["size"])
+            return int(self._fs.info(self._at(path), **self._patience())["size"])
 
     def remove(self, path: str) -> None:
         with self._failing_as_os_error(path), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._at(path))
+            self._fs.rm_file(self._at(path), **self._patience())
 
     def remove_tree(self, folder: str) -> None:
         with self._failing_as_os_error(folder), contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._at(folder), recursive=True)
+            self._fs.rm(self._at(folder), recursive=True, **self._patience())
 
     def open_for_reading(self, path: str) -> BinaryIO:
         with self._failing_as_os_error(path):
@@ -267,11 +280,13 @@ class ObjectStorage(Storage):
 
     def upload(self, local_path: Path, path: str) -> None:
         with self._failing_as_os_error(path):
-            self._fs.put_file(str(local_path), self._at(path))
+            patience = self._patience(local_path.stat().st_size)
+            self._fs.put_file(str(local_path), self._at(path), **patience)
 
     def download(self, path: str, local_path: Path) -> None:
         with self._failing_as_os_error(path):
-            self._fs.get_file(self._at(path), str(local_path))
+            patience = self._patience(self.size(path))
+            self._fs.get_file(self._at(path), str(local_path), **patience)
 
 
 class GrowingFile:
