@@ -18,13 +18,14 @@ UNASSIGNED = -1  # the assignment of a sample that has no features (an image tha
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """This rank's rows of the feature matrix."""
+    """The rows of the feature matrix that one rank holds."""
 
     sample_ids: torch.Tensor  # [n] int64, ascending, disjoint over the ranks
     features: torch.Tensor  # [n, D] float32
 
     def __post_init__(self) -> None:
-        assert self.features.ndim == 2 and self.sample_ids.shape == self.features.shape[:1]
+        assert self.features.ndim == 2
+        assert self.sample_ids.shape == self.features.shape[:1]
 
 
 @dataclass(frozen=True)
