@@ -6,6 +6,7 @@ number. Names of files are paths relative to the run's folder, for its `storage`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -52,6 +53,13 @@ class CheckpointInfo:
     num_bytes: int | None
     time: str | None
 
+    def line(self) -> str:
+        """For the terminal."""
+        if self.position is None or self.num_bytes is None:
+            return f"{self.name}  {self.state}"
+        where = "  ".join(f"{key} {self.position[key]}" for key in ("stage", "epoch") if key in self.position)
+        return f"{self.name}  {where}  {self.num_bytes / 1e6:.1f} MB  {self.time}  {self.state}"
+
 
 class RunDirectory:
     """The folder of a run, local or on any fsspec URL."""
@@ -82,6 +90,11 @@ class RunDirectory:
         pattern = re.compile(rf"{re.escape(kind)}-(\d{{4,}})\.json")
         taken = [int(match[1]) for match in map(pattern.fullmatch, self.storage.list(EVALUATIONS)) if match]
         return f"{EVALUATIONS}/{kind}-{max(taken, default=0) + 1:04d}.json"
+
+    def write_keys(self, data: bytes) -> None:
+        """Writes keys.parquet, where no earlier attempt did."""
+        with contextlib.suppress(FileExistsError):
+            self.storage.create_exclusive(KEYS, data)
 
     def attempt_numbers(self) -> list[int]:
         """All that were ever taken, ascending; one listing."""

@@ -15,7 +15,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from dcdist.commits import (
     COMMIT_FILE,
@@ -34,8 +34,6 @@ from dcdist.faults import fault_point
 from dcdist.run_directory import Attempt, RunDirectory
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MIN_KEPT = 2
 
@@ -92,11 +90,11 @@ class Checkpointer:
             UsageError: the newest was written by a dcdist with another format.
         """
         assert self._line is None, "an attempt begins once"
-        line = self._on_main(self._run_directory.line)
+        line = self._collectives.on_main(self._read_line)
         stored = open_newest(self._run_directory, line, self._collectives)
         name = None if stored is None else stored.name
         try:
-            self._on_main(lambda: self._record_beginning(name))
+            self._collectives.on_main(lambda: self._record_beginning(name))
         except BaseException:
             if stored is not None:
                 stored.close()
@@ -138,8 +136,7 @@ class Checkpointer:
         if self.newest is not None and name.moment <= self.newest.moment:
             return self.newest
         fault_point("checkpoint:begin")
-        with self._failing(name):
-            self._on_main(lambda: self._check_before_writing(name))
+        self._collectives.on_main(lambda: self._check_before_writing(name))
         flat_states = {state_name: flatten(state.state_dict()) for state_name, state in states.items()}
         files, failure = self._write_files(name, flat_states)
         fault_point("checkpoint:data")
@@ -156,13 +153,9 @@ class Checkpointer:
             identity_digest=self._identity_digest,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        fault_point("checkpoint:commit")
-        with self._failing(name):
-            try:
-                self._on_main(lambda: self._commit(commit))
-            except Exception:
-                self._discard(name)
-                raise
+        if not self._collectives.is_main:
+            fault_point("checkpoint:commit")  # rank 0 passes it last thing before the commit
+        self._collectives.on_main(lambda: self._commit(commit))
         fault_point("checkpoint:committed")
         self._line.append(name)
         if self._collectives.is_main:
@@ -172,34 +165,25 @@ class Checkpointer:
                 logger.warning("old checkpoints in %s are not removed for now: %s", self._run_directory, error)
         return name
 
-    def _on_main(self, work: Callable[[], T]) -> T:
-        """What `work`, run on rank 0 alone, returns or raises: on every rank."""
-        value: T | None = None
-        error: Exception | None = None
-        if self._collectives.is_main:
-            try:
-                value = work()
-            except Exception as caught:  # of any kind: ranks must not part ways
-                error = caught
-        value, error = self._collectives.broadcast_object((value, error))
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]
-
     @contextlib.contextmanager
-    def _failing(self, name: CheckpointName) -> Iterator[None]:
+    def _naming_storage_failures(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise self._failure(name, str(error)) from error
+            raise RunError(f"the run directory {self._run_directory} does not answer as it should: {error}") from error
+
+    def _read_line(self) -> list[CheckpointName]:
+        with self._naming_storage_failures():
+            return self._run_directory.line()
 
     def _record_beginning(self, name: CheckpointName | None) -> None:
-        self._refuse_where_superseded()
-        self._attempt.record_beginning(name)
-        # The line is fixed now: whatever older attempts have not committed by now is of no use to anybody.
-        for left in list_checkpoints(self._storage):
-            if left.attempt < self._attempt.number and not is_committed(self._storage, left):
-                self._storage.remove_tree(left.folder)
+        with self._naming_storage_failures():
+            self._refuse_where_superseded()
+            self._attempt.record_beginning(name)
+            # The line is fixed now: whatever older attempts have not committed by now is of no use to anybody.
+            for left in list_checkpoints(self._storage):
+                if left.attempt < self._attempt.number and not is_committed(self._storage, left):
+                    self._storage.remove_tree(left.folder)
 
     def _refuse_where_superseded(self) -> None:
         newer = self._attempt.superseded_by()
@@ -210,8 +194,16 @@ class Checkpointer:
             )
 
     def _check_before_writing(self, name: CheckpointName) -> None:
-        self._refuse_where_superseded()
-        assert name not in list_checkpoints(self._storage), f"{name} exists already, without being committed"
+        with self._failing(name):
+            self._refuse_where_superseded()
+            assert name not in list_checkpoints(self._storage), f"{name} exists already, without being committed"
+
+    @contextlib.contextmanager
+    def _failing(self, name: CheckpointName) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._failure(name, str(error)) from error
 
     def _write_files(
         self, name: CheckpointName, states: Mapping[str, FlatState]
@@ -238,14 +230,20 @@ class Checkpointer:
         return files, None
 
     def _commit(self, commit: Commit) -> None:
-        for file, stored in commit.files.items():
-            path = f"{commit.name.folder}/{file}"
-            if self._storage.size(path) != stored.size:
-                raise OSError(
-                    f"{self._storage.url(path)} is not what a rank wrote: is run.dir the same for all machines?"
-                )
-        self._refuse_where_superseded()
-        self._storage.write_bytes(f"{commit.name.folder}/{COMMIT_FILE}", commit.to_bytes())
+        try:
+            with self._failing(commit.name):
+                for file, stored in commit.files.items():
+                    path = f"{commit.name.folder}/{file}"
+                    if self._storage.size(path) != stored.size:
+                        raise OSError(
+                            f"{self._storage.url(path)} does not have the {stored.size} bytes that were written"
+                        )
+                self._refuse_where_superseded()
+                fault_point("checkpoint:commit")
+                self._storage.write_bytes(f"{commit.name.folder}/{COMMIT_FILE}", commit.to_bytes())
+        except Exception:
+            self._discard(commit.name)
+            raise
 
     def _discard(self, name: CheckpointName) -> None:
         """Removes what was written of a checkpoint that is not committed, where that is possible."""
