@@ -5,10 +5,17 @@ Shapes: K clusters, D features, M merged clusters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from dcdist.errors import UsageError
+
+_Array = np.ndarray[Any, Any]
+
+# New images may be nearest to its centroid, though no image that was clustered is.
+_WEIGHT_OF_AN_EMPTY_CLUSTER = 1e-12
 
 
 def merge_clusters(centroids: torch.Tensor, sizes: torch.Tensor, num_merged: int) -> torch.Tensor:
@@ -16,7 +23,8 @@ def merge_clusters(centroids: torch.Tensor, sizes: torch.Tensor, num_merged: int
 
     Agglomerative: the two clusters whose union raises the sum of squared distances least are joined, until
     `num_merged` are left (Ward, 1963): joining a and b costs n_a n_b / (n_a + n_b) |c_a - c_b|^2. Empty clusters
-    join for nothing. O(K^2) memory, O(K^2) to O(K^3) time: for the few thousand clusters of a read-out.
+    weigh next to nothing, so each joins its nearest before any other two are joined. O(K^2) memory, O(K^2) to O(K^3)
+    time: for the few thousand clusters of a read-out.
 
     Args:
         centroids: [K, D].
@@ -33,7 +41,7 @@ def merge_clusters(centroids: torch.Tensor, sizes: torch.Tensor, num_merged: int
             f"the number of clusters ({num_clusters})"
         )
     means = centroids.double().numpy().copy()
-    weights = sizes.double().numpy().copy()
+    weights = np.maximum(sizes.double().numpy(), _WEIGHT_OF_AN_EMPTY_CLUSTER)
     squares = (means**2).sum(1)
     costs = squares[:, None] + squares[None, :] - 2.0 * means @ means.T
     costs = np.maximum(costs, 0.0) * _harmonic(weights[:, None], weights[None, :])
@@ -42,8 +50,7 @@ def merge_clusters(centroids: torch.Tensor, sizes: torch.Tensor, num_merged: int
     for _ in range(num_clusters - num_merged):
         first, second = np.unravel_index(int(np.argmin(costs)), costs.shape)  # ties: the lowest ids
         total = weights[first] + weights[second]
-        if total > 0:
-            means[first] = (weights[first] * means[first] + weights[second] * means[second]) / total
+        means[first] = (weights[first] * means[first] + weights[second] * means[second]) / total
         weights[first] = total
         parents[parents == second] = first
         costs[second, :] = costs[:, second] = np.inf
@@ -58,5 +65,6 @@ def merge_clusters(centroids: torch.Tensor, sizes: torch.Tensor, num_merged: int
     return torch.from_numpy(number_of[parents])
 
 
-def _harmonic(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-    return np.asarray(a * b / np.maximum(a + b, 1e-300))
+def _harmonic(a: _Array, b: _Array | float) -> _Array:
+    product: _Array = a * b / (a + b)
+    return product
