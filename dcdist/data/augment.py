@@ -66,7 +66,7 @@ class BatchAugmentation:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must not exceed {largest}")
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Float [B, 3, S, S] in 0..1 -> the same shape and range; `generator` is a CPU generator."""
+        """Float [B, 3, S, S] in 0..1 -> the same, in channels_last memory; `generator` is a CPU generator."""
         if self._changes_geometry():
             images = self._warp(images, generator)
         if self._changes_colour():
@@ -74,7 +74,7 @@ class BatchAugmentation:
         if self.grayscale_probability > 0:
             chosen = torch.rand(len(images), generator=generator) < self.grayscale_probability
             images = torch.where(_per_image(chosen, images), grey(images).expand_as(images), images)
-        return images
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _changes_geometry(self) -> bool:
         return any((self.rotation_degrees, self.shear, self.translate, self.elastic_sigma)) or self.scale != (1, 1)
@@ -96,8 +96,7 @@ class BatchAugmentation:
                 coarse.to(images) * self.elastic_sigma, (height, width), mode="bicubic", align_corners=True
             )
             grid = grid + displacement.permute(0, 2, 3, 1)
-        warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return warped.contiguous(memory_format=torch.channels_last)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _jitter(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         count = len(images)

@@ -5,8 +5,10 @@ Shapes: B images of a request, S pixels a side.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling as torch_signals
 
 from dcdist.data.decode import UndecodableImage, decode_image
 from dcdist.data.transforms import View
@@ -137,10 +140,15 @@ def load_batches(
     """
     in_flight: deque[Request] = deque()
 
+    failure: list[Exception] = []
+
     def drawn() -> Iterator[Request]:
-        for request in requests:
-            in_flight.append(request)
-            yield request
+        try:
+            for request in requests:
+                in_flight.append(request)
+                yield request
+        except Exception as error:  # kept until the batches before it are through, however far ahead it was drawn
+            failure.append(error)
 
     loading = _Loading(source, shared=num_workers > 0)
     if num_workers == 0:
@@ -154,6 +162,8 @@ def load_batches(
             batch = _complete(in_flight.popleft(), result)
             _report(source, batch.failures)
             yield batch.pin_memory() if pin_memory else batch
+        if failure:
+            raise failure[0]
     finally:
         results.close()
 
@@ -166,37 +176,59 @@ def _results_here(loading: _Loading, requests: Iterator[Request]) -> _Results:
 def _results_of_workers(
     loading: _Loading, requests: Iterator[Request], num_workers: int, prefetch: int, pin_memory: bool
 ) -> _Results:
-    loader: DataLoader[_Pixels | DcdistError] = DataLoader(
-        loading,
-        batch_size=None,
-        sampler=requests,
-        num_workers=num_workers,
-        prefetch_factor=prefetch,
-        pin_memory=pin_memory,
-        collate_fn=_as_it_is,
-        worker_init_fn=partial(_start_worker, os.getpid()),
-        multiprocessing_context="fork",  # shares the source's memory; nothing is imported anew
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
     # Workers are born with these signals blocked, so that none of them dies of one before it can ignore it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED_BY_MAIN)
+    others = set(multiprocessing.active_children())
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # workers touch no lock of our threads
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the number is the user's
+            loader: DataLoader[_Pixels | DcdistError] = DataLoader(
+                loading,
+                batch_size=None,
+                sampler=requests,
+                num_workers=num_workers,
+                prefetch_factor=prefetch,
+                pin_memory=pin_memory,
+                collate_fn=_as_it_is,
+                worker_init_fn=partial(_start_worker, os.getpid()),
+                multiprocessing_context="fork",  # shares the source's memory; nothing is imported anew
+                generator=torch.Generator(),  # else it would draw from the global one
+            )
             iterator: Any = iter(loader)
+    except OSError:  # no memory to fork, and some workers may run already
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # Else torch raises a worker's death in the midst of whatever the main process is at; we want it from next() alone.
+    torch_signals._remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
+    end_workers = partial(_end_workers, iterator, os.getpid())
+    # Registered after multiprocessing's own, so it runs before it: that one sends SIGTERM and then waits for ever.
+    atexit.register(end_workers)
     try:
         yield from iterator
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise RunError(
             f"a process that loads images was killed ({error}): out of memory, or /dev/shm is full? "
             "Fewer workers or a smaller prefetch need less"
         ) from error
     finally:
-        iterator._shutdown_workers()
+        atexit.unregister(end_workers)
+        end_workers()
+
+
+def _end_workers(iterator: Any, main_process: int) -> None:
+    if os.getpid() != main_process:  # a process that was forked from it, at its own exit
+        return
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():  # stuck, in a file system that hangs: SIGTERM it ignores
+            worker.kill()
 
 
 def _as_it_is(result: Any) -> Any:

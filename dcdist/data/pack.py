@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from dcdist.data.location import MANIFEST_NAME, SHARD_SUFFIX, is_local, locate, resolve
-from dcdist.data.packed import SCHEMA, Manifest, PackedSource, ShardEntry
+from dcdist.data.packed import SCHEMA, Manifest, PackedSource, ShardEntry, check_shard
 from dcdist.data.rows import image_rows
 from dcdist.data.types import Fingerprint, ImageRow
 from dcdist.errors import UsageError
@@ -113,18 +113,22 @@ def copy_shards(source_url: str, folder: Path) -> None:
     """Copies packed shards from any filesystem into a local folder, the manifest last.
 
     Raises:
-        UsageError: the manifest is damaged.
+        UsageError: the manifest is damaged, a shard is missing or has another size than it says.
     """
     filesystem, path = resolve(source_url)
     text = filesystem.cat_file(f"{path}/{MANIFEST_NAME}")
     for shard in Manifest.from_json(text, f"{source_url}/{MANIFEST_NAME}").shards:
-        filesystem.get_file(f"{path}/{shard.name}", str(folder / shard.name))
+        if filesystem.exists(f"{path}/{shard.name}"):
+            filesystem.get_file(f"{path}/{shard.name}", str(folder / shard.name))
+        check_shard(folder / shard.name, shard, f"{source_url}/{shard.name}")
     (folder / MANIFEST_NAME).write_bytes(text)
 
 
 def _prepare(filesystem: Any, path: str, overwrite: bool) -> None:
-    filesystem.makedirs(path, exist_ok=True)
-    there = [name for name in filesystem.ls(path, detail=False) if name.endswith((SHARD_SUFFIX, MANIFEST_NAME))]
+    if is_local(filesystem):
+        filesystem.makedirs(path, exist_ok=True)
+    filesystem.invalidate_cache(path)
+    there = [name for name in filesystem.find(path, maxdepth=1) if name.endswith((SHARD_SUFFIX, MANIFEST_NAME))]
     if there and not overwrite:
         raise UsageError(f"{path} holds packed shards already: choose another destination, or say overwrite")
     # The manifest goes first: what is left of the old shards must not pass for a whole.

@@ -120,12 +120,17 @@ class PackedSource(ImageSource):
             yield ImageRow(key, self.read(sample_id), label, name, self._splits[int(self._rows[sample_id])].as_py())
 
 
-def _map_shard(folder: Path, shard: ShardEntry) -> list[pa.RecordBatch]:
-    path = folder / shard.name
+def check_shard(path: Path, shard: ShardEntry, name: str) -> None:
+    """Raises UsageError where the local file is missing or of another size; `name` says where it is from."""
     size = path.stat().st_size if path.exists() else None
     if size != shard.num_bytes:
         found = "missing" if size is None else f"{size} bytes long"
-        raise UsageError(f"{path} is {found}, its manifest says {shard.num_bytes} bytes: pack the images again")
+        raise UsageError(f"{name} is {found}, its manifest says {shard.num_bytes} bytes: pack the images again")
+
+
+def _map_shard(folder: Path, shard: ShardEntry) -> list[pa.RecordBatch]:
+    path = folder / shard.name
+    check_shard(path, shard, str(path))
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         return [reader.get_batch(index) for index in range(reader.num_record_batches)]
