@@ -13,26 +13,34 @@ from dcdist.errors import UsageError
 _AUTO = "auto"
 
 
-def flatten(values: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """{("train", "batch_size"): 256, ...}: nested mappings as paths of keys; stages by their names."""
-    if path == ("stages",):
-        values = {entry["name"]: entry for entry in values}
+def flatten(config: ExperimentConfig) -> dict[tuple[str, ...], Any]:
+    """{("train", "batch_size"): 256, ...}: every key of a config by its path.
+
+    Of stages: ("stages",) gives their names in order, ("stages", name, ...) every key of one, its own or the top's.
+    """
+    values = config.model_dump(mode="json")
+    flat: dict[tuple[str, ...], Any] = {("stages",): [entry["name"] for entry in values.pop("stages")]}
+    for stage in config.resolved_stages() if config.stages else ():
+        flat |= _flatten(stage.model_dump(mode="json"), ("stages", stage.name))
+    return flat | _flatten(values, ())
+
+
+def _flatten(values: Any, path: tuple[str, ...]) -> dict[tuple[str, ...], Any]:
     if not isinstance(values, dict):
         return {path: values}
     flat: dict[tuple[str, ...], Any] = {}
     for name, value in values.items():
-        flat |= flatten(value, (*path, name))
+        flat |= _flatten(value, (*path, name))
     return flat
 
 
 def _kind(path: tuple[str, ...]) -> str:
-    return kind_of(path[2:] if path[0] == "stages" else path)
+    return kind_of(path[2:] if path[:1] == ("stages",) else path)
 
 
 def identity_values(config: ExperimentConfig) -> dict[str, Any]:
     """The identity keys of a resolved config, dotted, with their values."""
-    flat = flatten(config.model_dump(mode="json"))
-    return {".".join(path): value for path, value in flat.items() if _kind(path) == "identity"}
+    return {".".join(path): value for path, value in flatten(config).items() if _kind(path) == "identity"}
 
 
 def identity_digest(config: ExperimentConfig, fingerprint: str) -> str:
@@ -42,18 +50,28 @@ def identity_digest(config: ExperimentConfig, fingerprint: str) -> str:
 
 
 def resolve_autos(config: ExperimentConfig, *, has_bfloat16: bool) -> ExperimentConfig:
-    """Replaces every identity key that is "auto" by the value that this hardware and the other keys give it."""
-    values = config.model_dump(mode="json")
+    """Replaces every key of `train` that is "auto" by the value that this hardware and the other keys give it."""
+    values = _with_autos_of_stages(config)
     for holder in (values, *values["stages"]):
         train = holder.get("train", {})
-        batch_size = train.get("batch_size", values["train"]["batch_size"])
         if train.get("microbatch_size") == _AUTO:
-            train["microbatch_size"] = _microbatch_size(batch_size)
+            train["microbatch_size"] = _microbatch_size(train.get("batch_size", values["train"]["batch_size"]))
         if train.get("precision") == _AUTO:
             train["precision"] = "bf16" if has_bfloat16 else "fp32"
         if train.get("channels_last") == _AUTO:
             train["channels_last"] = train.get("precision", values["train"]["precision"]) == "bf16"
     return validate(values, "the resolved config")
+
+
+def _with_autos_of_stages(config: ExperimentConfig) -> dict[str, Any]:
+    # A stage that sets what an automatic value derives from has an automatic value of its own.
+    values: dict[str, Any] = config.model_dump(mode="json")
+    top = values["train"]
+    for train in [entry["train"] for entry in values["stages"] if "train" in entry]:
+        for source, derived in (("batch_size", "microbatch_size"), ("precision", "channels_last")):
+            if source in train and top[derived] == _AUTO:
+                train.setdefault(derived, _AUTO)
+    return values
 
 
 def _microbatch_size(batch_size: int) -> int:
@@ -70,18 +88,15 @@ def resume_config(given: ExperimentConfig, saved: ExperimentConfig) -> Experimen
     Raises:
         UsageError: an identity key differs, or a horizon shrinks; names each key with both values.
     """
-    saved_flat = flatten(saved.model_dump(mode="json"))
-    values = _keep_autos(given.model_dump(mode="json"), saved_flat, ())
-    config = validate(values, "the config")
-    given_flat = flatten(config.model_dump(mode="json"))
+    saved_flat = flatten(saved)
+    config = validate(_keep_autos(_with_autos_of_stages(given), saved_flat, ()), "the config")
+    given_flat = flatten(config)
     problems = []
-    for path in sorted(set(saved_flat) | set(given_flat)):
-        before, now = saved_flat.get(path), given_flat.get(path)
-        kind, name = _kind(path), ".".join(path)
-        if kind == "identity" and before != now:
-            problems.append(f"{name} is {now!r}, the run has {before!r}")
-        elif kind == HORIZON and before is not None and (now is None or now < before):
-            problems.append(f"{name} is {now!r}, less than the run's {before!r}: it may only grow")
+    for path in sorted(set(saved_flat) & set(given_flat)):  # ("stages",) is in both, and names stages that are not
+        problem = _problem(path, given_flat, saved_flat)
+        has_it_from_the_top = path[0] == "stages" and problem == _problem(path[2:], given_flat, saved_flat)
+        if problem and not has_it_from_the_top:
+            problems.append(f"{'.'.join(path)} {problem}")
     if problems:
         raise UsageError(
             f"{config.run.dir} was started with another config and cannot go on with this one: "
@@ -89,6 +104,15 @@ def resume_config(given: ExperimentConfig, saved: ExperimentConfig) -> Experimen
             + ". Set them back, or give a new run.dir."
         )
     return config
+
+
+def _problem(path: tuple[str, ...], given: dict[tuple[str, ...], Any], saved: dict[tuple[str, ...], Any]) -> str:
+    now, before, kind = given.get(path), saved.get(path), _kind(path)
+    if kind == "identity" and now != before:
+        return f"is {now!r}, the run has {before!r}"
+    if kind == HORIZON and now < before:  # type: ignore[operator]
+        return f"is {now!r}, less than the run's {before!r}: it may only grow"
+    return ""
 
 
 def _keep_autos(values: Any, saved: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:

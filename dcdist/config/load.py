@@ -1,12 +1,12 @@
-"""From a YAML file and `a.b=value` overrides to an ExperimentConfig, with errors that name the key and the nearest one."""
+"""From a YAML file and `a.b=value` overrides to an ExperimentConfig; errors name the key and the nearest known one."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,18 +16,26 @@ from dcdist.errors import UsageError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats (1e-4 is a number, which YAML 1.1 takes for a string) and no key twice."""
+    """YAML 1.2's floats (1e-4 is a number, which YAML 1.1 takes for a string), no dates and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
@@ -51,6 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
             wrong type or range, an override that every stage hides.
     """
     values = _read_with_bases(Path(path), ())
+    _check_stages(values, str(path))
     for override in overrides:
         values = _apply_override(values, override)
     return validate(values, str(path))
@@ -58,18 +67,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
 
 def validate(values: dict[str, Any], origin: str) -> ExperimentConfig:
     """Checks a plain mapping against the schema. Raises UsageError that lists everything wrong in it."""
-    problems = [*_unknown_keys(values, ExperimentConfig, ())]
+    _check_stages(values, origin)
+    problems = [*_unknown_keys(values, ExperimentConfig)]
+    for index, entry in enumerate(values.get("stages") or ()):
+        problems += _unknown_keys(entry, StageConfig, written=f"stages.{entry.get('name', index)}.")
+    if not problems:
+        try:
+            config = ExperimentConfig.model_validate(values)
+        except ValidationError as error:
+            problems += _describe(error)
+        else:
+            problems += _stage_problems(config)
+    if problems:
+        raise UsageError(f"{origin}: " + "\n".join(problems))
+    return config
+
+
+def _check_stages(values: dict[str, Any], origin: str) -> None:
     stages = values.get("stages") or []
     if not isinstance(stages, list | tuple) or not all(isinstance(entry, dict) for entry in stages):
         raise UsageError(f"{origin}: stages is a list of mappings, each with a name, not {stages!r}")
-    for index, entry in enumerate(stages):
-        problems += _unknown_keys(entry, StageConfig, ("stages", str(index)))
-    if problems:
-        raise UsageError(f"{origin}: " + "\n".join(problems))
-    try:
-        return ExperimentConfig.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(f"{origin}: " + "\n".join(_describe(error))) from None
+
+
+def _stage_problems(config: ExperimentConfig) -> Iterator[str]:
+    for entry in config.stages:
+        try:
+            config.resolved_stage(entry)
+        except ValidationError as error:
+            yield from (f"stages.{entry['name']}: {problem}" for problem in _describe(error))
 
 
 def _describe(error: ValidationError) -> Iterator[str]:
@@ -77,18 +102,17 @@ def _describe(error: ValidationError) -> Iterator[str]:
     alternatives: dict[str, list[str]] = {}
     inputs: dict[str, Any] = {}
     for problem in error.errors(include_url=False):
-        location = [str(part) for part in problem["loc"]]
-        known = ".".join(part for part in location if part.replace("_", "").isalnum() and part.islower() and part not in _TAGS)
-        alternatives.setdefault(known, []).append(problem["msg"].removeprefix("Value error, "))
-        inputs[known] = problem["input"]
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "value_error" and isinstance(problem["input"], BaseModel | dict):
+            yield message  # of a whole section: it names its keys itself
+            continue
+        # Beside keys and positions a location holds the names of the alternatives.
+        name = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part in _NAMES)
+        alternatives.setdefault(name, []).append(message)
+        inputs[name] = problem["input"]
     for name, messages in alternatives.items():
-        if not name or isinstance(inputs[name], BaseModel | dict):
-            yield f"{name}: {messages[0]}" if name else messages[0]
-        else:
-            yield f"{name}={inputs[name]!r}: {' or '.join(dict.fromkeys(messages))}"
-
-
-_TAGS = {"int", "float", "bool", "str", "none", "constrained-int", "constrained-float", "literal"}
+        value = "" if isinstance(inputs[name], BaseModel | dict) else f"={inputs[name]!r}"
+        yield f"{name}{value}: {' or '.join(dict.fromkeys(messages))}"
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -96,12 +120,23 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UsageError(f"{path} extends itself: " + " -> ".join(str(p) for p in (*seen, path)))
     if not path.is_file():
-        raise UsageError(f"config {path} does not exist" + _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]))
-    values = parse_yaml(path.read_text(), str(path))
+        beside = {p.name: p.name for p in sorted(path.parent.glob("*.yaml"))}
+        raise UsageError(f"config {path} does not exist or is no file{_did_you_mean(path.name, beside)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not valid YAML: it is no text in UTF-8 ({error})") from error
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise UsageError(f"{path} holds a {type(values).__name__}; expected a mapping of sections (run, data, train, ...)")
+        raise UsageError(
+            f"{path} holds a {type(values).__name__}; expected a mapping of sections (run, data, train, ...)"
+        )
     base = values.pop("extends", None)
-    return merge(_read_with_bases(path.parent / base, (*seen, path)), values) if base else values
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UsageError(f"{path}: extends={base!r} is no path of one config, as in extends: base.yaml")
+    return merge(_read_with_bases(path.parent / base, (*seen, path)), values)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
@@ -112,11 +147,12 @@ def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     path = name.split(".")
     if path[0] == "stages" and len(path) > 2:
         return _override_stage(values, path, value)
-    hiding = [entry for entry in values.get("stages") or [] if _holds(entry, path)]
-    if hiding and len(hiding) == len(values["stages"]):
-        instead = " or ".join(f"stages.{entry.get('name')}.{name}" for entry in hiding)
+    change = _nested(path, value)
+    stages = values.get("stages") or []
+    if stages and all(_hides(entry, change) for entry in stages):
+        instead = " or ".join(f"stages.{entry.get('name')}.{name}" for entry in stages)
         raise UsageError(f"override {override!r} would change nothing: every stage sets {name} itself; use {instead}")
-    return merge(values, _nested(path, value))
+    return merge(values, change)
 
 
 def _override_stage(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
@@ -135,27 +171,30 @@ def _nested(path: list[str], value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _holds(entry: dict[str, Any], path: list[str]) -> bool:
-    value: Any = entry
-    for name in path:
-        if not isinstance(value, dict) or name not in value:
-            return False
-        value = value[name]
-    return True
+def _hides(entry: Any, change: Any) -> bool:
+    """Whether a stage sets every key of the change itself."""
+    if not isinstance(change, dict):
+        return True
+    return isinstance(entry, dict) and all(name in entry and _hides(entry[name], change[name]) for name in change)
 
 
-def _unknown_keys(values: Any, section: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
+def _unknown_keys(values: Any, section: type[BaseModel], home: str = "", written: str = "") -> Iterator[str]:
+    """A line for each key that the section lacks: `home` is its place in the schema, `written` that in the file."""
     if not isinstance(values, dict):
         return
     for name, value in values.items():
-        path = (*prefix, str(name))
         field = section.model_fields.get(name)
-        if field is None:
-            where = "inside a stage" if section is StageConfig and name in ExperimentConfig.model_fields else ""
-            hint = f": it belongs to the top level, not {where}" if where else _nearest(name, known_keys(), ".".join(prefix))
-            yield f"unknown key {'.'.join(path)}{hint}"
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _unknown_keys(value, field.annotation, path)
+        if field is not None:
+            if _is_section(field.annotation):
+                yield from _unknown_keys(value, field.annotation, f"{home}{name}.", f"{written or home}{name}.")
+        elif section is StageConfig and name in ExperimentConfig.model_fields:
+            yield f"unknown key {written}{name}: it belongs to the top level, not inside a stage"
+        else:
+            yield f"unknown key {written or home}{name}{_nearest(str(name), section, home)}"
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def known_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") -> list[str]:
@@ -163,22 +202,28 @@ def known_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") ->
     keys: list[str] = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
 
 
-def _nearest(name: str, known: list[str], prefix: str = "") -> str:
-    stem = f"{prefix}." if prefix and not prefix.startswith("stages") else ""
-    siblings = [key for key in known if key.startswith(stem) and "." not in key[len(stem) :]] if stem else known
-    candidates = difflib.get_close_matches(stem + name, siblings, n=1, cutoff=0.5)
-    if not candidates:  # the right key in the wrong section, or no section at all
-        by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-        candidates = [by_last[last] for last in difflib.get_close_matches(name, by_last, n=1, cutoff=0.6)]
-    return f"; did you mean {candidates[0]}?" if candidates else f"; known here: {', '.join(siblings)}"
+_NAMES = {key.rsplit(".", 1)[-1] for key in [*known_keys(), *known_keys(StageConfig)]}
+
+
+def _nearest(name: str, section: type[BaseModel], home: str) -> str:
+    siblings = {key: home + key for key in section.model_fields}
+    # The right key in the wrong section, or in no section at all; of several the first in the schema.
+    elsewhere = {key.rsplit(".", 1)[-1]: key for key in reversed(known_keys())}
+    return _did_you_mean(name, siblings, elsewhere)
+
+
+def _did_you_mean(name: str, here: Mapping[str, str], elsewhere: Mapping[str, str] | None = None) -> str:
+    for known in (here, elsewhere or {}):
+        for close in difflib.get_close_matches(name, known, n=1):
+            return f"; did you mean {known[close]}?"
+    return f"; known here: {', '.join(here)}" if here else ""
 
 
 def to_yaml(config: ExperimentConfig) -> str:
     """The resolved config as YAML, which load_config reads back to an equal one."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-

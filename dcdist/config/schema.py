@@ -6,9 +6,10 @@ or *horizon* (how far it goes: may grow). Identity is the rule; the others are m
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PLACEMENT = "placement"
 HORIZON = "horizon"
@@ -19,12 +20,22 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-Range = tuple[PositiveFloat, PositiveFloat]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"a range begins with its lower end, as in [{ends[1]}, {ends[0]}]")
+    return ends
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 def key(default: Any, description: str, kind: str | None = None, **constraints: Any) -> Any:
     """A key of the config; `kind` is PLACEMENT or HORIZON, identity where it is left out."""
-    extra = {"kind": kind} if kind else None
+    extra: dict[str, Any] | None = {"kind": kind} if kind else None
     return Field(default=default, description=description, json_schema_extra=extra, **constraints)
 
 
@@ -47,7 +58,7 @@ class DataSection(Section):
     root: str = key(..., "folder of images, Parquet, or packed shards; local or any fsspec URL", PLACEMENT)
     split: str | None = key(None, "rows to train on; all where there are no splits")
     heldout_split: str | None = key(None, "rows kept out of training, for the held-out loss and test scores")
-    undecodable: Literal["skip", "fail"] = key("skip", "an image that does not decode: left out (assignment -1) or fatal")
+    undecodable: Literal["skip", "fail"] = key("skip", "an image that does not decode: left out (cluster -1), or fatal")
     cache_directory: str | None = key(
         None, "where Parquet and remote data are kept for random access; $DCDIST_CACHE or ~/.cache/dcdist", PLACEMENT
     )
@@ -60,9 +71,9 @@ class ViewsSection(Section):
     image_size: Positive = key(224, "side of the square that enters the network, pixels")
     resize: Positive = key(256, "features: the short side is resized to this, then the centre is cropped")
     mean: tuple[float, float, float] = key((0.485, 0.456, 0.406), "subtracted from colours in 0..1")
-    std: tuple[float, float, float] = key((0.229, 0.224, 0.225), "colours are divided by it")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = key((0.229, 0.224, 0.225), "colours are divided by it")
     crop: Literal["random_resized", "center", "full"] = key("random_resized", "training crop")
-    scale: Range = key((0.08, 1.0), "share of the image's area that a random crop takes")
+    scale: ShareRange = key((0.08, 1.0), "share of the image's area that a random crop takes")
     ratio: Range = key((3 / 4, 4 / 3), "aspect ratio of a random crop")
     horizontal_flip: bool = key(True, "mirror half of the training images")
     rotation_degrees: NonNegativeFloat = key(0.0, "random rotation up to this")
@@ -76,6 +87,15 @@ class ViewsSection(Section):
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = key(0.0, "colour jitter")
     jitter_probability: Fraction = key(0.8, "share of the images whose colours are jittered")
     grayscale_probability: Fraction = key(0.0, "share of the images that lose their colour")
+
+    @model_validator(mode="after")
+    def _centre_fills_the_square(self) -> ViewsSection:
+        if self.resize < self.image_size:
+            raise ValueError(
+                f"views.resize={self.resize} is too small to cut views.image_size={self.image_size} pixels out of: "
+                f"set views.resize to at least {self.image_size}"
+            )
+        return self
 
 
 class ModelSection(Section):
@@ -115,7 +135,7 @@ class ReadoutSection(Section):
 
     num_clusters: Positive | None = key(None, "K of the read-out; null takes clustering.num_clusters")
     merge_to: Positive | None = key(None, "merge the clusters to this many by Ward's rule, without labels")
-    pca_dimensions: Positive | None | Auto = key("auto", "components; auto takes features.pca_dimensions")
+    pca_dimensions: Positive | Auto | None = key("auto", "components; auto takes features.pca_dimensions")
     whiten: bool | Auto = key("auto", "auto takes features.whiten")
     num_restarts: Positive = key(1, "k-means runs; the one of the lowest objective is kept")
 
@@ -136,11 +156,13 @@ class TrainSection(Section):
     num_epochs: Positive = key(500, "length of the stage", HORIZON)
     steps_per_epoch: Positive | None = key(None, "length of an epoch; null passes over the data once")
     batch_size: Positive = key(256, "samples a step, over all processes")
-    microbatch_size: Positive | Auto = key("auto", "consecutive samples that share batch statistics; auto: batch_size / 8")
-    optimizer: Literal["sgd", "adamw"] = key("sgd", "")
-    learning_rate: PositiveFloat = key(0.05, "")
+    microbatch_size: Positive | Auto = key(
+        "auto", "consecutive samples that share batch statistics; auto: batch_size / 8, / 4 or / 2, but at least 32"
+    )
+    optimizer: Literal["sgd", "adamw"] = key("sgd", "of the backbone and of the head")
+    learning_rate: PositiveFloat = key(0.05, "of the backbone, before the schedule")
     momentum: Fraction = key(0.9, "SGD's")
-    weight_decay: NonNegativeFloat = key(1e-5, "")
+    weight_decay: NonNegativeFloat = key(1e-5, "L2 for SGD, decoupled for AdamW")
     schedule: Literal["constant", "cosine"] = key("constant", "of the learning rate")
     warmup_steps: NonNegative = key(0, "linear, from 0")
     precision: Literal["fp32", "bf16"] | Auto = key("auto", "auto: bf16 where the hardware has it")
@@ -166,9 +188,9 @@ class CheckpointSection(Section):
 class LaunchSection(Section):
     """Where the processes run."""
 
-    backend: Literal["local"] = key("local", "", PLACEMENT)
+    backend: Literal["local"] = key("local", "who starts the processes", PLACEMENT)
     num_processes: Positive | Auto = key("auto", "auto: one a GPU, else one", PLACEMENT)
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "", PLACEMENT)
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda where there is a GPU", PLACEMENT)
     threads_per_process: Positive | Auto = key("auto", "auto: this machine's cores / its processes", PLACEMENT)
     collective_timeout_seconds: PositiveFloat = key(
         1800.0, "a peer that does not answer for so long is lost; longer than one k-means iteration takes", PLACEMENT
@@ -179,11 +201,11 @@ class MetricsSection(Section):
     """What is written about the run while it runs."""
 
     every_num_steps: Positive = key(10, "steps between step records", PLACEMENT)
-    tensorboard: bool = key(True, "", PLACEMENT)
+    tensorboard: bool = key(True, "write RUN/tensorboard", PLACEMENT)
     prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = key(
         None, "rank 0 serves /metrics there; 0 takes a free port", PLACEMENT
     )
-    prometheus_address: str = key("127.0.0.1", "", PLACEMENT)
+    prometheus_address: str = key("127.0.0.1", "interface that /metrics is served on", PLACEMENT)
     progress: bool = key(True, "progress on the terminal", PLACEMENT)
 
 
@@ -226,21 +248,28 @@ class ExperimentConfig(Section):
     launch: LaunchSection = LaunchSection()
     metrics: MetricsSection = MetricsSection()
     evaluation: EvaluationSection = EvaluationSection()
-    stages: tuple[dict[str, Any], ...] = key((), "stages run one after the other on one backbone; an entry overrides the top")
+    stages: tuple[dict[str, Any], ...] = key(
+        (), "named stages, run one after the other on one backbone; an entry overrides the top level"
+    )
 
     @model_validator(mode="after")
-    def _stages_are_whole(self) -> ExperimentConfig:
-        names = [stage.name for stage in self.resolved_stages()]
+    def _stages_are_named(self) -> ExperimentConfig:
+        names = [entry.get("name") for entry in self.stages]
+        for name in names:
+            # Names are parts of dotted keys and of file names; a number would be taken for a position.
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+                raise ValueError(f"each stage has a name of letters, digits, _ and -, as in name: first, not {name!r}")
         if len(set(names)) < len(names):
-            raise ValueError(f"stages need different names, these are {', '.join(names)}")
+            raise ValueError(f"stages need different names, these are {', '.join(map(str, names))}")
         return self
 
     def resolved_stages(self) -> tuple[StageConfig, ...]:
         """The stages in order, each with every key of its own or of the top level."""
-        top = self.model_dump(include=STAGE_KEYS)
-        return tuple(
-            StageConfig.model_validate(merge(top, {"name": self.method, **entry})) for entry in self.stages or ({},)
-        )
+        return tuple(self.resolved_stage(entry) for entry in self.stages or ({"name": self.method},))
+
+    def resolved_stage(self, entry: dict[str, Any]) -> StageConfig:
+        """One entry of `stages` over the top level. Raises pydantic's ValidationError where its values are wrong."""
+        return StageConfig.model_validate(merge(self.model_dump(include=STAGE_KEYS), entry))
 
 
 STAGE_KEYS = set(StageConfig.model_fields) - {"name"}
@@ -256,11 +285,12 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(path: tuple[str, ...]) -> str:
-    """"identity", "placement" or "horizon", for the path of a key of ExperimentConfig (inside a stage: without it)."""
+    """The kind of a key, "identity", "placement" or "horizon", by its path (inside a stage: without the stage)."""
     section: Any = ExperimentConfig
     kind = "identity"
     for name in path:
-        field = section.model_fields.get(name) if isinstance(section, type) else None
+        is_section = isinstance(section, type) and issubclass(section, BaseModel)
+        field = section.model_fields.get(name) if is_section else None
         if field is None:
             break
         if isinstance(field.json_schema_extra, dict):

@@ -37,13 +37,14 @@ _PEER_LOST_MESSAGES = (
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether an error of torch says that another process of the group is gone (backward passes raise it too)."""
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+    if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _PEER_LOST_MESSAGES)
 
 
 @contextlib.contextmanager
-def _noticing_lost_peers() -> Iterator[None]:
+def noticing_lost_peers() -> Iterator[None]:
+    """Inside, an error of torch that says so becomes PeerLost."""
     try:
         yield
     except RuntimeError as error:
@@ -77,14 +78,14 @@ class Collectives:
 
     def _all_reduce(self, tensor: torch.Tensor, operation: Any) -> torch.Tensor:
         if self.world_size > 1:
-            with _noticing_lost_peers():
+            with noticing_lost_peers():
                 dist.all_reduce(tensor, op=operation)
         return tensor
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         """Overwrites `tensor` by that of rank `source`; returns it."""
         if self.world_size > 1:
-            with _noticing_lost_peers():
+            with noticing_lost_peers():
                 dist.broadcast(tensor, src=source)
         return tensor
 
@@ -93,7 +94,7 @@ class Collectives:
         if self.world_size == 1:
             return value
         box = [value]
-        with _noticing_lost_peers():
+        with noticing_lost_peers():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -102,7 +103,7 @@ class Collectives:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with _noticing_lost_peers():
+        with noticing_lost_peers():
             dist.all_gather_object(values, value)
         return values
 
@@ -120,7 +121,7 @@ class Collectives:
         if self.world_size == 1:
             return rows
         counts = self.row_counts(rows)
-        with _noticing_lost_peers():
+        with noticing_lost_peers():
             if not self.is_main:
                 if len(rows):
                     dist.send(rows.contiguous(), dst=0)

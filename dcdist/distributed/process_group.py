@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.collectives import Collectives, noticing_lost_peers
 from dcdist.errors import UsageError
 
 
@@ -25,23 +25,27 @@ class Place:
 
 
 def read_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """torchrun's variables (the local launcher sets them too), else SLURM's, else one process alone.
+    """Those of torchrun's variables (the local launcher sets them too), else SLURM's, else one process alone.
 
     Raises:
-        UsageError: a variable is missing or no number.
+        UsageError: a variable is missing or no number, or the rank is none of the world's.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+    elif "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
     else:
         return Place(0, 1, 0, 1)
-    defaults = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1"}
+    defaults = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    defaults |= {"SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1"}
+    given = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
     try:
-        return Place(*(int(environment.get(name, defaults.get(name, ""))) for name in names))
+        place = Place(*(int(environment.get(name, defaults.get(name, ""))) for name in names))
     except ValueError as error:
-        given = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
         raise UsageError(f"the environment describes no process group: {given}; expected numbers") from error
+    if not 0 <= place.rank < place.world_size:
+        raise UsageError(f"the environment describes no process group: {given}; expected 0 <= {names[0]} < {names[1]}")
+    return place
 
 
 def join(place: Place, device: torch.device, timeout_seconds: float) -> Collectives:
@@ -49,18 +53,20 @@ def join(place: Place, device: torch.device, timeout_seconds: float) -> Collecti
 
     Raises:
         UsageError: the meeting point is missing from the environment.
+        PeerLost: not all processes came there in time.
     """
     if place.world_size == 1:
         return Collectives()
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UsageError(f"{place.world_size} processes need {' and '.join(missing)} in the environment to find each other")
+        raise UsageError(f"{place.world_size} processes need {' and '.join(missing)} in the environment to meet")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        init_method="env://",
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+    with noticing_lost_peers():
+        dist.init_process_group(
+            backend,
+            init_method="env://",
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
     return Collectives(place.rank, place.world_size)

@@ -1,8 +1,9 @@
-"""Seeds derived from coordinates (seed, stage, epoch, stream, position, ...), never from the rank or from what ran before."""
+"""Seeds derived from coordinates (seed, stage, epoch, position, ...), never from the rank or from what ran before."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ def derive_seed(*coordinates: int | str) -> int:
     for coordinate in coordinates:
         if not isinstance(coordinate, int | str | np.integer):
             raise TypeError(f"a seed's coordinate is an int or a str, not {type(coordinate).__name__}: {coordinate!r}")
-    text = "\x1f".join(str(c) if isinstance(c, str) else f"i{int(c)}" for c in coordinates)
+    text = json.dumps([c if isinstance(c, str) else int(c) for c in coordinates])  # 1 and "1" differ in it
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

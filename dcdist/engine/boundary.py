@@ -30,8 +30,8 @@ class Boundary:
         request = Request.PREEMPT if self._signals.name else Request.NONE
         if self._watch:
             request = max(request, self._watch.answer)
-            if step is not None and request is Request.NONE and self._clock.is_due(step):
-                request = Request.SAVE
+        if self._collectives.is_main and step is not None and request is Request.NONE and self._clock.is_due(step):
+            request = Request.SAVE
         return Request(self._collectives.largest(request))
 
     def between_steps(self) -> None:

@@ -45,7 +45,7 @@ class Optimizer:
     def __init__(
         self,
         groups: list[dict[str, Any]],
-        names: Mapping[nn.Parameter, str],
+        names: Mapping[torch.Tensor, str],
         kind: str,
         momentum: float,
         weight_decay: float,

@@ -27,7 +27,6 @@ class SignalFlag:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._previous: dict[int, object] = {}
 
     def install(self) -> SignalFlag:
         """Takes over the signals. Only the main thread may do this."""

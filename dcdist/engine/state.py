@@ -26,8 +26,7 @@ class Progress:
 
     def begin_stage(self, name: str) -> None:
         """The first epoch of a stage; steps of the run go on."""
-        step = self.step
-        self.__init__(stage=name, step=step)  # type: ignore[misc]
+        self.load_state_dict(asdict(Progress(stage=name, step=self.step)))
 
     def advance_step(self) -> None:
         self.step_in_epoch += 1

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+from dcdist.config.schema import LaunchSection
 from dcdist.errors import ExitCode
 from dcdist.launch.base import JobSpec
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 # A bug or damaged memory: starting again would only crash again.
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-# Survivors notice a lost peer by its closed connections, at their next collective.
-SURVIVOR_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # here, for nothing should be loaded between fork and exec
 
 
 class LocalLauncher:
-    """One process a device of this machine, joined over the loopback address."""
+    """One process a device of this machine, joined over the loopback address.
+
+    Args:
+        survivor_seconds: after one process has failed, how long the others have to notice (at their next collective,
+            by its closed connections), save and exit, before they are killed.
+    """
+
+    def __init__(self, survivor_seconds: float = 120.0) -> None:
+        self._survivor_seconds = survivor_seconds
 
     def submit(self, job: JobSpec) -> LocalJob:
         port = _free_port()
         processes = []
+        prepare = functools.partial(_end_with_the_launcher, os.getpid())
         for rank in range(job.num_processes):
             place = {
                 "RANK": rank,
@@ -40,12 +51,12 @@ class LocalLauncher:
                 "MASTER_PORT": port,
                 "OMP_NUM_THREADS": job.threads_per_process,
             }
-            environment = os.environ | {name: str(value) for name, value in place.items()}
+            # DDP warns at each start that find_unused_parameters is set; it is, on purpose (engine/training_step.py).
+            described = {name: str(value) for name, value in place.items()}
+            environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ | described
             # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once.
-            processes.append(
-                subprocess.Popen(job.command, env=environment, start_new_session=True, preexec_fn=_end_with_the_launcher)
-            )
-        return LocalJob(processes)
+            processes.append(subprocess.Popen(job.command, env=environment, start_new_session=True, preexec_fn=prepare))
+        return LocalJob(processes, self._survivor_seconds)
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,15 @@ class LocalJob:
     """The processes of one run, in rank order."""
 
     processes: Sequence[subprocess.Popen[bytes]]
+    survivor_seconds: float
 
     def wait(self) -> ExitCode:
-        """Forwards signals until every process has ended; survivors of a lost one get SURVIVOR_SECONDS to save."""
+        """Forwards signals until every process has ended; survivors of a lost one get `survivor_seconds` to save."""
         with self._forwarding():
             deadline = None
             while any(process.poll() is None for process in self.processes):
                 if deadline is None and any(process.poll() not in (None, 0) for process in self.processes):
-                    deadline = time.monotonic() + SURVIVOR_SECONDS
+                    deadline = time.monotonic() + self.survivor_seconds
                 if deadline is not None and time.monotonic() > deadline:
                     self._send(signal.SIGKILL)
                 time.sleep(0.05)
@@ -88,19 +100,17 @@ def combined_exit_code(return_codes: Sequence[int]) -> ExitCode:
     """What a run ended with, from what its processes ended with (negative: the signal that killed one).
 
     A process that named its own failure decides: 2, then 1, then 3. Else 75 where one was preempted, killed or lost
-    its peer. A crash (segmentation fault and the like) is a failure.
+    its peer. A crash (segmentation fault and the like) is a failure, and so is a code that dcdist does not give.
     """
-    codes = set(return_codes)
-    if any(-code in CRASHES for code in codes if code < 0):
-        return ExitCode.FAILURE
-    for decisive in (ExitCode.USAGE, ExitCode.FAILURE, ExitCode.STOPPED):
-        if decisive in codes:
-            return decisive
-    if codes <= {0}:
-        return ExitCode.DONE
-    if ExitCode.RUN_AGAIN in codes or any(code < 0 for code in codes):
-        return ExitCode.RUN_AGAIN
-    return ExitCode.FAILURE
+    meanings = [_meaning(code) for code in return_codes]
+    order = (ExitCode.USAGE, ExitCode.FAILURE, ExitCode.STOPPED, ExitCode.RUN_AGAIN, ExitCode.DONE)
+    return min(meanings, key=order.index)
+
+
+def _meaning(return_code: int) -> ExitCode:
+    if return_code < 0:
+        return ExitCode.FAILURE if -return_code in CRASHES else ExitCode.RUN_AGAIN
+    return ExitCode(return_code) if return_code in set(ExitCode) else ExitCode.FAILURE
 
 
 def _free_port() -> int:
@@ -109,9 +119,24 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _end_with_the_launcher() -> None:
+def _end_with_the_launcher(launcher: int) -> None:
     # A launcher that is killed takes nothing with it: its processes get SIGTERM, save and exit.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # it was killed already
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def local_job(launch: LaunchSection, arguments: Sequence[str]) -> JobSpec:
+    """The processes of `dcdist ARGUMENTS` on this machine: as many as the config says, else one a GPU, else one."""
+    if isinstance(launch.num_processes, int):
+        num_processes = launch.num_processes
+    else:
+        num_processes = 1 if launch.device == "cpu" else max(1, count_gpus())
+    if isinstance(launch.threads_per_process, int):
+        threads = launch.threads_per_process
+    else:
+        threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    return JobSpec((sys.executable, "-m", "dcdist", *arguments), num_processes, threads)
 
 
 def count_gpus() -> int:

@@ -40,7 +40,7 @@ def alexnet(stem: nn.Module, in_channels: int, image_size: int) -> Backbone:
             ]
             in_channels, side = channels, (side + 2 * padding - kernel) // stride + 1
     if side < 1:
-        raise ValueError(f"views.image_size={image_size} is too small for alexnet; the smallest is 63, published is 224")
+        raise ValueError(f"views.image_size={image_size} is too small for alexnet; the least is 63, published is 224")
     trunk = nn.Sequential(
         nn.Sequential(*layers),
         nn.Flatten(),

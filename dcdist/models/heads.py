@@ -17,13 +17,18 @@ class ClusterHead(nn.Module):
     clusterer finds fewer clusters, the unused logits are left out.
     """
 
-    num_active: torch.Tensor
-
     def __init__(self, num_features: int, capacity: int, relu_first: bool) -> None:
         super().__init__()
         self.relu_first = relu_first
         self.linear = nn.Linear(num_features, capacity)
-        self.register_buffer("num_active", torch.tensor(capacity))
+        self.num_active = capacity
+
+    # Part of the state, but no buffer: reading it on a GPU would wait for the GPU in every forward pass.
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.num_active)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.num_active = int(state)
 
     def reset(self, num_clusters: int, generator: torch.Generator) -> None:
         """Weights N(0, 0.01), biases 0 (the published re-initialisation), for the first `num_clusters` logits."""
@@ -34,10 +39,10 @@ class ClusterHead(nn.Module):
             weights = torch.empty(self.linear.weight.shape).normal_(0.0, 0.01, generator=generator)
             self.linear.weight.copy_(weights)
             self.linear.bias.zero_()
-            self.num_active.fill_(num_clusters)
+        self.num_active = num_clusters
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features [B, D] -> logits [B, K of the last reset]."""
         inputs = functional.relu(features) if self.relu_first else features
         logits: torch.Tensor = self.linear(inputs)
-        return logits[:, : int(self.num_active)]
+        return logits[:, : self.num_active]

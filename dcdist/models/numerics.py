@@ -20,9 +20,8 @@ class Numerics:
 
     def place(self, module: nn.Module) -> nn.Module:
         """Moves the module to the device, its convolutions to the memory layout; in place."""
-        if self.channels_last:
-            return module.to(self.device, memory_format=torch.channels_last)
-        return module.to(self.device)
+        module = module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
