@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from dcdist.clustering.kmeans import KMeans
@@ -30,13 +32,19 @@ from dcdist.errors import UsageError
 from dcdist.features import ImagePass
 from dcdist.methods.base import Method
 from dcdist.methods.deepcluster import DeepCluster
-from dcdist.metrics.recorder import Recorder
+from dcdist.metrics.jsonl import JsonLinesSink
+from dcdist.metrics.progress import progress_sink
+from dcdist.metrics.prometheus import PrometheusSink
+from dcdist.metrics.recorder import Recorder, Sink
+from dcdist.metrics.tensorboard import TensorBoardSink
 from dcdist.models.alexnet import alexnet
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
 from dcdist.models.small import small_convnet, small_resnet
 from dcdist.models.sobel import Sobel
 from dcdist.models.vgg import vgg16
+from dcdist.run_directory import TENSORBOARD, RunDirectory
+from dcdist.storage import GrowingFile
 
 GIB = 2**30
 
@@ -141,6 +149,23 @@ def build_deepcluster(stage: StageConfig, backbone: Backbone, seed: int) -> Meth
     )
 
 
+def build_recorder(config: ExperimentConfig, run_directory: RunDirectory, attempt: int) -> Recorder:
+    """Rank 0's recorder with the sinks that the config asks for; metrics/NNNN.jsonl is always one."""
+    metrics, storage = config.metrics, run_directory.storage
+    sinks: list[Sink] = [JsonLinesSink(GrowingFile(storage, run_directory.metrics_file(attempt)))]
+    if metrics.tensorboard:
+        sinks.append(TensorBoardSink(storage, TENSORBOARD, attempt))
+    if metrics.prometheus_port is not None:
+        methods = {stage.name: stage.method for stage in config.resolved_stages()}
+        version = metadata.version("dcdist")
+        sinks.append(
+            PrometheusSink(metrics.prometheus_port, metrics.prometheus_address, str(run_directory), methods, version)
+        )
+    if metrics.progress:
+        sinks.append(progress_sink(Console(stderr=True)))
+    return Recorder(sinks)
+
+
 METHODS: dict[str, Callable[[StageConfig, Backbone, int], Method]] = {"deepcluster": build_deepcluster}
 
 
@@ -199,14 +224,14 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
     method = METHODS[stage.method](stage, shared.backbone, seed)
     shared.numerics.place(method)
     num_microbatches = train.batch_size // train.microbatch_size
-    num_steps = train.num_epochs * (train.steps_per_epoch or -(-len(shared.source) // train.batch_size))
+    steps_per_epoch = train.steps_per_epoch or -(-len(shared.source) // train.batch_size)
     optimizer = Optimizer(
         method.parameter_groups(),
         {parameter: name for name, parameter in method.named_parameters()},
         train.optimizer,
         train.momentum,
         train.weight_decay,
-        Schedule(train.learning_rate, train.schedule, train.warmup_steps, num_steps),
+        Schedule(train.learning_rate, train.schedule, train.warmup_steps, train.num_epochs * steps_per_epoch),
     )
     images = build_images(shared.config, stage, shared.numerics, shared.num_workers)
     journal = Journal(
@@ -242,6 +267,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         write_assignments=lambda clustering, epoch: shared.write_assignments(f"{stage.name}-{epoch}", clustering),
         seed=seed,
         num_epochs=train.num_epochs,
+        steps_per_epoch=steps_per_epoch,
         cluster_every_num_epochs=stage.clustering.every_num_epochs,
         batch_size=train.batch_size,
         microbatch_size=train.microbatch_size,

@@ -37,33 +37,21 @@ def train(
     """
     from dcdist.config.load import load_config
     from dcdist.engine.preemption import SignalFlag
+    from dcdist.launch.local import LocalLauncher, local_job
 
-    signals = SignalFlag()
     experiment = load_config(config, overrides or ())
+    job = local_job(experiment.launch, ("train", str(config), *(overrides or ())))
     if plan:
         from dcdist.plan import describe_plan
 
-        typer.echo(describe_plan(experiment))
-        return
-    if {"RANK", "SLURM_PROCID"} & set(os.environ):
+        typer.echo(describe_plan(experiment, job.num_processes))
+    elif job.num_processes == 1 or {"RANK", "SLURM_PROCID"} & set(os.environ):
+        signals = SignalFlag().install()  # before the seconds that the imports take
         from dcdist.worker import work
 
-        raise typer.Exit(work(experiment, signals.install()))
-    from dcdist.launch.local import LocalLauncher, count_gpus
-    from dcdist.launch.base import JobSpec
-
-    launch = experiment.launch
-    num_processes = launch.num_processes
-    if num_processes == "auto":
-        num_processes = max(1, count_gpus()) if launch.device != "cpu" else 1
-    if num_processes == 1:
-        from dcdist.worker import work
-
-        raise typer.Exit(work(experiment, signals.install()))
-    cores = len(os.sched_getaffinity(0))
-    threads = launch.threads_per_process if launch.threads_per_process != "auto" else max(1, cores // num_processes)
-    command = (sys.executable, "-m", "dcdist", "train", str(config), *(overrides or ()))
-    raise typer.Exit(LocalLauncher().submit(JobSpec(command, num_processes, threads)).wait())
+        raise typer.Exit(work(experiment, signals))
+    else:
+        raise typer.Exit(LocalLauncher().submit(job).wait())
 
 
 @app.command()
@@ -78,10 +66,10 @@ def stop(run: Run) -> None:
 @app.command()
 def checkpoints(run: Run) -> None:
     """List a run's checkpoints and whether each is whole."""
-    from dcdist.commits import render_inventory
     from dcdist.run_directory import RunDirectory
 
-    typer.echo(render_inventory(RunDirectory(run)))
+    for checkpoint in RunDirectory(run).inventory():
+        typer.echo(checkpoint.line())
 
 
 @data_app.command("make-digits")

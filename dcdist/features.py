@@ -20,6 +20,7 @@ from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
 from dcdist.errors import RunError
+from dcdist.faults import fault_point
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
 
@@ -113,6 +114,7 @@ def extract_features(
                 sample_ids = batch.sample_ids[batch.decoded]
                 _refuse_non_finite(rows, sample_ids, source)
                 raw.append(sample_ids, rows)
+            fault_point("features:batch")
             at_boundary()
     finally:
         backbone.train(was_training)

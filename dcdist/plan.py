@@ -19,12 +19,13 @@ from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import has_bfloat16
 
 
-def describe_plan(config: ExperimentConfig, num_processes: int, device: torch.device) -> str:
+def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
     """The resolved config and, stage by stage, the memory, steps, placement and checkpoint size it implies.
 
     Raises:
         UsageError: what could not run: K, PCA dimensions or processes that do not fit the data.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() and config.launch.device != "cpu" else "cpu")
     config = resolve_autos(config, has_bfloat16=has_bfloat16(device))
     source = open_data(config.data, config.data.split)
     backbone = build_backbone(config.model, config.views.image_size, config.run.seed)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from dcdist.clustering.types import Clustering
 from dcdist.data.source import ImageSource
-from dcdist.run_directory import RunDirectory
 
 KEYS_SCHEMA = pa.schema([("sample_id", pa.int64()), ("key", pa.string()), ("label", pa.int32())])
 ASSIGNMENTS_SCHEMA = pa.schema(
@@ -26,15 +25,15 @@ def to_parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def write_keys(run_directory: RunDirectory, source: ImageSource) -> None:
-    """keys.parquet, once a run: which image each sample_id is; labels null where there are none."""
+def keys_table(source: ImageSource) -> pa.Table:
+    """Which image each sample_id is; labels null where there are none."""
     labels = np.full(len(source), -1, np.int32) if source.labels is None else source.labels
     columns = [
         pa.array(np.arange(len(source), dtype=np.int64)),
         pa.array(source.keys, pa.string()),
         pa.array(labels, pa.int32(), mask=labels < 0),
     ]
-    run_directory.write_keys(to_parquet(pa.table(columns, schema=KEYS_SCHEMA)))
+    return pa.table(columns, schema=KEYS_SCHEMA)
 
 
 def assignments_table(clustering: Clustering) -> pa.Table:

@@ -234,9 +234,10 @@ class Checkpointer:
             with self._failing(commit.name):
                 for file, stored in commit.files.items():
                     path = f"{commit.name.folder}/{file}"
-                    if self._storage.size(path) != stored.size:
+                    if not self._storage.exists(path) or self._storage.size(path) != stored.size:
                         raise OSError(
-                            f"{self._storage.url(path)} does not have the {stored.size} bytes that were written"
+                            f"{self._storage.url(path)} is not there with the {stored.size} bytes that a rank wrote: "
+                            "do all machines see the same run.dir?"
                         )
                 self._refuse_where_superseded()
                 fault_point("checkpoint:commit")

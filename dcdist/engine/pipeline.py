@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcdist.clustering.types import Clustering
+from dcdist.engine.restore import StoredCheckpoint
 from dcdist.engine.readout import Readout, ReadoutRecipe
 from dcdist.engine.state import AdoptedClustering, Progress
 from dcdist.engine.trainer import Trainer
@@ -39,8 +40,7 @@ def run_stages(
     names: Sequence[str],
     build_stage: Callable[[int], Stage],
     state: RunState,
-    resumed_stage: str | None,
-    restore: Callable[[Mapping[str, Any]], None],
+    found: StoredCheckpoint | None,
     write_assignments: Callable[[str, Clustering], None],
 ) -> Stage:
     """Runs what is left of every stage; returns the last one.
@@ -48,16 +48,16 @@ def run_stages(
     Args:
         names: of all stages, in order.
         build_stage: makes the stage of a number; the backbone is the same object in all of them.
-        state: filled by `restore` or by the stages.
-        resumed_stage: name of the stage that the newest checkpoint is in; None for a new run.
-        restore: loads that checkpoint into a stage's states.
+        state: where the run is; filled from the checkpoint or by the stages.
+        found: the checkpoint to go on from; None for a new run. Closed once it is loaded.
         write_assignments: (name, clustering) -> RUN/assignments/name.parquet.
     """
-    first = names.index(resumed_stage) if resumed_stage is not None else 0
+    first = names.index(found.commit.position["stage"]) if found else 0
     for number in range(first, len(names)):
         stage = build_stage(number)
-        if resumed_stage == names[number]:
-            restore(stage.states)
+        if found and number == first:
+            with found:
+                found.load_into(stage.states)
         else:
             state.progress.begin_stage(names[number])
             state.adopted.clear()

@@ -60,6 +60,7 @@ class Trainer:
     write_assignments: Callable[[Clustering, int], None]
     seed: int
     num_epochs: int
+    steps_per_epoch: int  # expected: an epoch's plan decides
     cluster_every_num_epochs: int
     batch_size: int
     microbatch_size: int
@@ -67,6 +68,13 @@ class Trainer:
 
     def run(self) -> None:
         """All epochs that are left. Raises Preempted or StopRequested at a boundary, with everything saved."""
+        steps_left = (self.num_epochs - self.progress.epoch) * self.steps_per_epoch - self.progress.step_in_epoch
+        self.journal.event(
+            "stage_begin",
+            num_epochs=self.num_epochs,
+            until_step=self.progress.step + max(0, steps_left),
+            samples_per_step=self.batch_size,
+        )
         while self.progress.epoch < self.num_epochs:
             self.run_epoch(self.progress.epoch)
 
@@ -86,6 +94,7 @@ class Trainer:
                 losses, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage)
                 self.progress.advance_step()
                 self.journal.step(losses, learning_rate)
+                fault_point("train:step")
                 self.boundary.at_step(self.progress.step, save=lambda: self.save("train"))
         self.record(epoch)
         self.progress.advance_epoch()
@@ -164,6 +173,7 @@ class Trainer:
 
     def record(self, epoch: int) -> None:
         """The epoch's figures and, where it began with a clustering, its assignments."""
+        fault_point("record:begin")
         heldout_loss = None
         if self.heldout and self.adopted.heldout_targets is not None:
             heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets)

@@ -1,0 +1,282 @@
+"""What every launched process runs: environment -> process group -> stages -> scores -> exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import faiss
+import torch
+import torch.distributed as dist
+
+from dcdist.attempt_description import describe_attempt
+from dcdist.build import Surroundings, build_backbone, build_recorder, build_stage, check_fits, open_data
+from dcdist.clustering.types import Clustering
+from dcdist.config.identity import identity_digest, resolve_autos, resume_config
+from dcdist.config.load import parse_yaml, to_yaml, validate
+from dcdist.config.schema import ExperimentConfig
+from dcdist.data.source import ImageSource
+from dcdist.distributed.collectives import Collectives, is_peer_lost
+from dcdist.distributed.process_group import Place, join, read_place
+from dcdist.engine.artefacts import assignments_table, keys_table, to_parquet
+from dcdist.engine.boundary import Boundary
+from dcdist.engine.checkpoint import Checkpointer
+from dcdist.engine.pipeline import RunState, Stage, run_stages
+from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
+from dcdist.errors import DcdistError, ExitCode, PeerLost, Preempted, UsageError
+from dcdist.metrics.logs import log_to_run
+from dcdist.metrics.recorder import Recorder
+from dcdist.models.numerics import Numerics, has_bfloat16
+from dcdist.run_directory import CONFIG, KEYS, Attempt, RunDirectory
+
+logger = logging.getLogger("dcdist")
+
+# So many attempts in a row without a commit, none ended by a signal, and nothing starts the next one by itself.
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
+WATCH_SECONDS = 2.0
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+DEFAULT_WORKERS = {"cpu": 1, "cuda": 8}  # decoding processes per process
+
+
+def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
+    """Runs this process's share of an experiment to its end, and says with what it ended."""
+    place = read_place()
+    device = choose_device(config.launch.device, place)
+    set_threads(config.launch.threads_per_process, place)
+    if device.type == "cpu":
+        keep_freed_memory()
+    try:
+        collectives = join(place, device, config.launch.collective_timeout_seconds)
+        code = _Run(config, collectives, device, signals).run()
+    except DcdistError as error:
+        _say(place, error)
+        code = error.exit_code
+    if place.world_size > 1:
+        _leave(code)
+    return code
+
+
+def choose_device(wanted: str, place: Place) -> torch.device:
+    """This process's device. Raises UsageError where a GPU is wanted and there is none."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("launch.device=cuda, but torch sees no GPU: set launch.device=cpu or auto")
+    device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(wanted: int | str, place: Place) -> None:
+    """Threads of torch and faiss: by default this machine's cores shared by its processes."""
+    cores = len(os.sched_getaffinity(0))
+    num_threads = wanted if isinstance(wanted, int) else max(1, cores // place.local_world_size)
+    torch.set_num_threads(num_threads)
+    faiss.omp_set_num_threads(num_threads)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep large freed blocks for the next step instead of returning them to the kernel.
+
+    By default every tensor above 32 MiB is mapped anew, and its pages are zeroed one fault at a time: a training step of
+    AlexNet took 213,000 faults and a third more time. Elsewhere than on glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _say(place: Place, error: DcdistError) -> None:
+    # Every rank knows most errors; one says them, except that a rank that lost its peers may be the only one left.
+    if place.rank == 0 or isinstance(error, PeerLost):
+        prefix = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        print(f"dcdist: {prefix}{error}", file=sys.stderr, flush=True)
+
+
+def _leave(code: ExitCode) -> None:
+    # A process group whose peers are gone can wait for them for ever when the interpreter takes it down.
+    if code is ExitCode.DONE:
+        dist.destroy_process_group()
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(code))
+
+
+@dataclass
+class _Run:
+    """One attempt at a run, on one rank."""
+
+    given: ExperimentConfig
+    collectives: Collectives
+    device: torch.device
+    signals: SignalFlag
+    config: ExperimentConfig = field(init=False)
+    attempt: Attempt = field(init=False)
+
+    def run(self) -> ExitCode:
+        self.run_directory = RunDirectory(self.given.run.dir)
+        self.config = self.collectives.on_main(self.settle_config)
+        self.source = open_data(self.config.data, self.config.data.split)
+        self.heldout = open_data(self.config.data, self.config.data.heldout_split) if self.config.data.heldout_split else None
+        self.backbone = build_backbone(self.config.model, self.config.views.image_size, self.config.run.seed)
+        self.fingerprint = self.collectives.on_main(self.check_data)
+        self.attempt = Attempt(self.run_directory, self.collectives.on_main(self.begin_attempt))
+        with self.ending_recorded(), log_to_run(self.run_directory, self.attempt.number, self.collectives.rank):
+            self.train_and_score()
+        return ExitCode.DONE
+
+    def settle_config(self) -> ExperimentConfig:
+        """On rank 0: the resolved config, held against the one that the run began with."""
+        config = self.given
+        if self.run_directory.storage.exists(CONFIG):
+            text = self.run_directory.storage.read_bytes(CONFIG).decode()
+            where = self.run_directory.storage.url(CONFIG)
+            config = resume_config(config, validate(parse_yaml(text, where), where))
+        return resolve_autos(config, has_bfloat16=has_bfloat16(self.device))
+
+    def check_data(self) -> str:
+        """On rank 0: the data's fingerprint, held against the run's; K, PCA and processes held against the data."""
+        for stage in self.config.resolved_stages():
+            check_fits(stage, len(self.source), self.backbone.num_features, self.collectives.world_size)
+        fingerprint = self.source.fingerprint()
+        for number in self.run_directory.attempt_numbers():
+            before = self.run_directory.read_attempt(number).get("data", {})
+            if before and before["fingerprint"] != fingerprint:
+                raise UsageError(
+                    f"data.root={self.config.data.root} holds {len(self.source)} images with fingerprint "
+                    f"{fingerprint[:12]}, the run was started on {before['num_images']} with {before['fingerprint'][:12]}: "
+                    "images were added, removed or changed. Give it the same data, or a new run.dir."
+                )
+        return fingerprint
+
+    def begin_attempt(self) -> int:
+        description = describe_attempt(self.collectives.world_size, self.device)
+        description["data"] = {"fingerprint": self.fingerprint, "num_images": len(self.source)}
+        return self.run_directory.begin_attempt(description).number
+
+    @contextlib.contextmanager
+    def ending_recorded(self) -> Any:
+        """Writes into the attempt why it ended; turns a hopeless row of attempts into a failure."""
+        try:
+            yield
+        except DcdistError as error:
+            self.record_end(error)
+            raise self.without_progress(error) from error
+        except Exception as error:
+            if is_peer_lost(error):
+                lost = PeerLost(f"another process of the run died or stopped answering: {error}")
+                self.record_end(lost)
+                raise self.without_progress(lost) from error
+            self.record_end(error)
+            raise
+        self.record_end(None)
+
+    def record_end(self, error: Exception | None) -> None:
+        if self.collectives.is_main:
+            code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
+            reason = f"{type(error).__name__}: {error}" if error else "done"
+            self.attempt.record_end(code, reason, self.signals.name if isinstance(error, Preempted) else None)
+
+    def without_progress(self, error: DcdistError) -> DcdistError:
+        if not self.collectives.is_main or error.exit_code is not ExitCode.RUN_AGAIN:
+            return error
+        count = self.run_directory.attempts_without_progress()
+        if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
+            return error
+        return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
+
+    def train_and_score(self) -> None:
+        checkpointer = Checkpointer(
+            self.run_directory,
+            self.attempt,
+            self.collectives,
+            identity_digest(self.config, self.fingerprint),
+            keep=self.config.checkpoint.keep,
+        )
+        found = checkpointer.begin()
+        if self.collectives.is_main:
+            self.run_directory.storage.write_bytes(CONFIG, to_yaml(self.config).encode())
+            if not self.run_directory.storage.exists(KEYS):
+                self.run_directory.storage.write_bytes(KEYS, to_parquet(keys_table(self.source)))
+        clock = SaveClock(self.config.checkpoint.every_num_steps, self.config.checkpoint.every_seconds)
+        watch = Watch(self.ask_storage, WATCH_SECONDS) if self.collectives.is_main else None
+        recorder = build_recorder(self.config, self.run_directory, self.attempt.number) if watch else Recorder(())
+        state = RunState()
+
+        def save(states: Mapping[str, Any], kind: str) -> None:
+            position = state.progress.state_dict()
+            name = checkpointer.save(state.progress.step, kind, states, position)
+            clock.saved()
+            self.record(recorder, state, "event", event="checkpoint", name=str(name))
+            recorder.sync()
+
+        def write_assignments(name: str, clustering: Clustering) -> None:
+            if self.collectives.is_main:
+                data = to_parquet(assignments_table(clustering))
+                self.run_directory.storage.write_bytes(f"assignments/{name}.parquet", data)
+
+        shared = Surroundings(
+            config=self.config,
+            source=self.source,
+            heldout_source=self.heldout,
+            backbone=self.backbone,
+            numerics=self.numerics(),
+            num_workers=self.num_workers(),
+            collectives=self.collectives,
+            boundary=Boundary(self.collectives, self.signals, clock, watch),
+            recorder=recorder,
+            state=state,
+            save=save,
+            write_assignments=write_assignments,
+        )
+        try:
+            began_from = str(found.name) if found else None
+            self.record(recorder, state, "event", event="start", attempt=self.attempt.number, began_from=began_from)
+            last = run_stages(
+                [stage.name for stage in self.config.resolved_stages()],
+                lambda number: build_stage(shared, number),
+                state,
+                found,
+                write_assignments,
+            )
+            self.score(last, shared)
+        finally:
+            recorder.close()
+            if watch:
+                watch.close()
+
+    def ask_storage(self) -> Request:
+        """What the run directory asks of this attempt."""
+        if self.attempt.superseded_by() is not None:
+            return Request.YIELD
+        return Request.STOP if self.attempt.stop_requested() else Request.NONE
+
+    def numerics(self) -> Numerics:
+        train = self.config.train
+        return Numerics(self.device, bfloat16=train.precision == "bf16", channels_last=bool(train.channels_last))
+
+    def num_workers(self) -> int:
+        wanted = self.config.data.num_workers
+        return wanted if isinstance(wanted, int) else DEFAULT_WORKERS[self.device.type]
+
+    def record(self, recorder: Recorder, state: RunState, kind: str, **values: Any) -> None:
+        progress = state.progress
+        recorder.record(kind, stage=progress.stage, epoch=progress.epoch, step=progress.step, **values)
+
+    def score(self, last: Stage, shared: Surroundings) -> None:
+        """The summary that a run ends with, where labels exist; they serve nothing else."""
+        if self.config.evaluation.summary and self.source.labels is not None:
+            from dcdist.score import summarise  # scikit-learn takes a second to import
+
+            text = summarise(shared, last, self.run_directory)
+            if self.collectives.is_main:
+                print(text, flush=True)
