@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,17 +149,19 @@ def test_one_name_a_label(tmp_path):
         write_shards(rows, tmp_path / "packed")
 
 
-def _peak_of_packing(destination: str, queue) -> None:  # type: ignore[no-untyped-def]
-    rows = (ImageRow(str(number), os.urandom(1_000_000)) for number in range(150))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    write_shards(rows, destination)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+PACKING = """
+import os, resource, sys
+from dcdist.data.pack import write_shards
+from dcdist.data.source import ImageRow
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_shards((ImageRow(str(number), os.urandom(1_000_000)) for number in range(150)), sys.argv[1])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
 
 
 def test_memory_stays_bounded(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak_of_packing, args=(str(tmp_path / "packed"), queue))
-    process.start()
-    assert queue.get(timeout=60) < 70e6  # of 150 MB in one shard
-    process.join(timeout=30)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PACKING, str(tmp_path / "packed")]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=60, check=True)
+    assert int(done.stdout) < 70e6  # of 150 MB in one shard
