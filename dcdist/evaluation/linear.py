@@ -37,7 +37,7 @@ def linear_accuracy(
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
     seed: int = 0,
-    max_iterations: int = 200,
+    max_iterations: int = 100,
 ) -> LinearAccuracy:
     """Multinomial logistic regression by L-BFGS on features standardised by the training rows.
 
