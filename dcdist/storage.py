@@ -341,7 +341,11 @@ class GrowingFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            with contextlib.suppress(OSError):  # the error that ends the block is the one to hear of
+                self.close()
 
 
 def _write_durably(handle: BinaryIO, data: bytes) -> None:

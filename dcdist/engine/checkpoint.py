@@ -159,10 +159,8 @@ class Checkpointer:
         fault_point("checkpoint:committed")
         self._line.append(name)
         if self._collectives.is_main:
-            try:
+            with self._warning_of_leftovers():
                 self._prune(self._line)
-            except OSError as error:
-                logger.warning("old checkpoints in %s are not removed for now: %s", self._run_directory, error)
         return name
 
     @contextlib.contextmanager
@@ -180,10 +178,18 @@ class Checkpointer:
         with self._naming_storage_failures():
             self._refuse_where_superseded()
             self._attempt.record_beginning(name)
+        with self._warning_of_leftovers():
             # The line is fixed now: whatever older attempts have not committed by now is of no use to anybody.
             for left in list_checkpoints(self._storage):
                 if left.attempt < self._attempt.number and not is_committed(self._storage, left):
                     self._storage.remove_tree(left.folder)
+
+    @contextlib.contextmanager
+    def _warning_of_leftovers(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.warning("old checkpoints in %s are not removed for now: %s", self._run_directory, error)
 
     def _refuse_where_superseded(self) -> None:
         newer = self._attempt.superseded_by()

@@ -67,6 +67,13 @@ def test_killed_at(fault: str, newest: int | None, tmp_path: Path) -> None:
         assert_goes_on(url, newest)
 
 
+def test_removal_begins_with_what_vouches_for_the_rest(tmp_path: Path) -> None:
+    url = str(tmp_path / "run")
+    start(train, url, range(1, 7), fault="checkpoint:prune:1").join()
+    assert [info.state for info in RunDirectory(url).inventory()] == ["uncommitted", "ok", "ok"]
+    assert (tmp_path / "run/checkpoints/step-00000001-train.0001/model.safetensors").exists()
+
+
 def test_killed_at_random_instants(tmp_path: Path) -> None:
     url = str(tmp_path / "run")
     generator = np.random.default_rng(0)
