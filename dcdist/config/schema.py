@@ -121,7 +121,7 @@ class FeaturesSection(Section):
 class ClusteringSection(Section):
     """How rows are partitioned."""
 
-    num_clusters: Positive = key(10000, "K")
+    num_clusters: Positive = key(10000, "K, how many clusters training predicts")
     num_iterations: Positive = key(20, "Lloyd iterations")
     every_num_epochs: Positive = key(1, "epochs between reassignments")
     spherical: bool = key(False, "centroids are normalised after each iteration")
