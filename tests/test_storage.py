@@ -174,11 +174,13 @@ def test_a_failing_periodic_upload_is_a_warning_and_a_failing_sync_an_error(
         file.close()
 
 
-def test_a_failing_close_does_not_hide_the_error_before_it(s3_server: str) -> None:
-    assert s3_server
-    with (
-        pytest.raises(ValueError, match="the first"),
-        GrowingFile(open_storage("s3://no-such-bucket/run"), "metrics/0001.jsonl") as file,
-    ):
+def fail_while_open(url: str) -> None:
+    with GrowingFile(open_storage(url), "metrics/0001.jsonl") as file:
         file.append("one")
         raise ValueError("the first")
+
+
+def test_a_failing_close_does_not_hide_the_error_before_it(s3_server: str) -> None:
+    assert s3_server
+    with pytest.raises(ValueError, match="the first"):
+        fail_while_open("s3://no-such-bucket/run")
