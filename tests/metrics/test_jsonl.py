@@ -1,0 +1,128 @@
+"""Metrics files: strict JSON, attempts merged, half a line tolerated, the same on S3."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from dcdist.errors import RunError
+from dcdist.metrics.jsonl import JsonLinesSink, read_metrics
+from dcdist.storage import GrowingFile, LocalStorage, Storage, open_storage
+
+
+def write(storage: Storage, attempt: int, *records: dict[str, Any]) -> None:
+    sink = JsonLinesSink(GrowingFile(storage, f"metrics/{attempt:04d}.jsonl"))
+    for record in records:
+        sink.write(record)
+    sink.close()
+
+
+def step(number: int, loss: float, **values: Any) -> dict[str, Any]:
+    return {"kind": "step", "stage": "main", "epoch": 0, "step": number, "time": 0.0, "loss": loss, **values}
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_lines_are_strict_json(tmp_path: Path) -> None:
+    record = step(1, math.nan, losses={"a": math.inf, "b": np.float32(0.5)}, count=np.int64(3), none=None, flag=True)
+    write(LocalStorage(str(tmp_path)), 1, record)
+    (line,) = (tmp_path / "metrics/0001.jsonl").read_text().splitlines()
+    expected = {**record, "loss": None, "losses": {"a": None, "b": 0.5}, "count": 3}
+    assert json.loads(line, parse_constant=refuse) == expected
+
+
+def test_a_line_is_on_the_disk_when_write_returns(tmp_path: Path) -> None:
+    sink = JsonLinesSink(GrowingFile(LocalStorage(str(tmp_path)), "metrics/0001.jsonl"))
+    sink.write(step(1, 0.5))
+    assert read_metrics(LocalStorage(str(tmp_path))) == [step(1, 0.5)]
+    sink.close()
+
+
+def test_of_a_step_written_twice_the_later_attempt_holds(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    write(storage, 1, step(10, 1.0), step(20, 2.0), step(30, 3.0))
+    write(storage, 2, step(20, 2.5), step(40, 4.0))
+    assert read_metrics(storage) == [step(10, 1.0), step(30, 3.0), step(20, 2.5), step(40, 4.0)]
+
+
+def test_heads_events_and_kinds_at_one_step_are_different_records(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    at = {"stage": "main", "epoch": 0, "step": 5, "time": 0.0}
+    earlier = [
+        {"kind": "clustering", **at, "head": 0, "value": 1},
+        {"kind": "clustering", **at, "head": 1, "value": 1},
+        {"kind": "event", **at, "event": "phase", "phase": "features"},
+        {"kind": "event", **at, "event": "phase", "phase": "reduce"},
+    ]
+    later = [
+        {"kind": "clustering", **at, "head": 1, "value": 2},
+        {"kind": "event", **at, "event": "phase", "phase": "reduce"},
+        {"kind": "event", **at, "event": "checkpoint"},
+    ]
+    write(storage, 1, *earlier)
+    write(storage, 2, *later)
+    assert read_metrics(storage) == [earlier[0], *later]
+
+
+def test_attempts_past_9999_come_last(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    write(storage, 10000, step(1, 2.0))
+    write(storage, 9999, step(1, 1.0))
+    assert read_metrics(storage) == [step(1, 2.0)]
+
+
+def test_half_a_last_line_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = LocalStorage(str(tmp_path))
+    write(storage, 1, step(10, 1.0))
+    with (tmp_path / "metrics/0001.jsonl").open("a") as file:
+        file.write('{"kind": "st')
+    with caplog.at_level(logging.WARNING):
+        assert read_metrics(storage) == [step(10, 1.0)]
+    assert caplog.messages == [f"{tmp_path}/metrics/0001.jsonl ends in half a line, which is left out"]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    write(LocalStorage(str(tmp_path)), 1, step(10, 1.0))
+    with (tmp_path / "metrics/0001.jsonl").open("a") as file:
+        file.write("[1]\n")
+    with pytest.raises(RunError, match=r"0001\.jsonl, line 2 is not a JSON object \(\[1\]\)"):
+        read_metrics(LocalStorage(str(tmp_path)))
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(LocalStorage(str(tmp_path))) == []
+
+
+@pytest.mark.usefixtures("s3_server")
+def test_on_s3_lines_are_stored_at_sync() -> None:
+    storage = open_storage("s3://bucket/run")
+    sink = JsonLinesSink(GrowingFile(storage, "metrics/0001.jsonl"))
+    sink.write(step(1, 0.5))
+    assert read_metrics(storage) == []
+    sink.sync()
+    assert read_metrics(storage) == [step(1, 0.5)]
+    sink.close()
+
+
+@pytest.mark.usefixtures("s3_server")
+def test_a_sync_that_fails_is_a_warning_and_the_next_stores_all(caplog: pytest.LogCaptureFixture) -> None:
+    storage = open_storage("s3://not-yet-there/run")
+    sink = JsonLinesSink(GrowingFile(storage, "metrics/0001.jsonl"))
+    sink.write(step(1, 0.5))
+    with caplog.at_level(logging.WARNING):
+        sink.sync()
+    (message,) = caplog.messages
+    assert message.startswith("metrics are not stored for now: ")
+    fsspec.filesystem("s3").mkdir("not-yet-there")
+    sink.sync()
+    assert read_metrics(storage) == [step(1, 0.5)]
+    sink.close()
