@@ -33,12 +33,9 @@ def test_weight_decides_not_distance_alone() -> None:
 
 
 def test_a_merged_cluster_goes_on_from_its_weighted_mean() -> None:
-    # 0 and 4 (weights 3 and 1) join at cost 12; their mean is 1. Then 9 joins 1 at 4 / 5 * 64 = 51.2,
-    # or 16.5 joins 9 at 1 / 2 * 56.25 = 28.125, which is less.
-    assert merge([[0.0], [4.0], [9.0], [16.5]], [3, 1, 1, 1], 2) == [0, 0, 1, 1]
-    # With 16.5 at 20 that costs 60.5, and 9 joins the mean 1 instead. From the unweighted mean 2 it would, too, but
-    # from the nearest member 4 (cost 20) or the farthest 0 (cost 64.8) the answers would differ.
-    assert merge([[0.0], [4.0], [9.0], [20.0]], [3, 1, 1, 1], 2) == [0, 0, 0, 1]
+    # 0 and 4 join at cost 3 / 4 * 16 = 12; their weighted mean is 1, from which 9 is 4 / 5 * 64 = 51.2 away. So 9 joins
+    # 18.5 at 1 / 2 * 90.25 = 45.1; from the unweighted mean 2 it would be 4 / 5 * 49 = 39.2, and join that.
+    assert merge([[0.0], [4.0], [9.0], [18.5]], [3, 1, 1, 1], 2) == [0, 0, 1, 1]
 
 
 def test_all_and_nothing() -> None:

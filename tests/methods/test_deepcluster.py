@@ -1,0 +1,143 @@
+"""DeepCluster: forward, loss, adoption of a clustering, and the plan of an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dcdist.clustering.types import Clustering, HeadClustering
+from dcdist.data.loader import Batch
+from dcdist.data.transforms import View
+from dcdist.methods.base import EpochPlan
+from dcdist.methods.deepcluster import DeepCluster
+from dcdist.models.backbone import Backbone
+
+VIEW = View(size=2, crop="full")
+
+
+def method(**arguments: Any) -> DeepCluster:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        defaults = {
+            "backbone": Backbone(nn.Identity(), trunk, 3, features_before_relu=True),
+            "num_clusters": 5,
+            "view": VIEW,
+            "seed": 1,
+            "batch_size": 4,
+            "steps_per_epoch": None,
+            "sampler": "uniform",
+            "head_learning_rate_scale": 10.0,
+            "head_momentum": 0.25,
+        }
+        return DeepCluster(**(defaults | arguments))
+
+
+def clustering(assignments: list[int], num_clusters: int = 5) -> Clustering:
+    ids = torch.tensor(assignments, dtype=torch.int32)
+    centroids = torch.zeros(num_clusters, 3)
+    return Clustering((HeadClustering(ids, torch.zeros(len(ids)), centroids, 0.0, 1, 0, "rank0"),))
+
+
+def microbatch(images: torch.Tensor, targets: torch.Tensor) -> dict[str, Batch]:
+    ids = torch.arange(len(images))
+    return {"clusters": Batch((images,), ids, targets, torch.ones_like(ids, dtype=torch.bool), 0, ())}
+
+
+def test_forward_classifies_after_the_relu_that_features_come_before() -> None:
+    deepcluster = method()
+    deepcluster.adopt(clustering([0, 1]), torch.Generator().manual_seed(0))
+    images = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(6) % 5
+    outputs = deepcluster(microbatch(images, targets))
+    features = deepcluster.backbone(images)
+    assert float(features.min()) < 0
+    head = deepcluster.head.linear
+    torch.testing.assert_close(outputs.logits, features.clamp(min=0) @ head.weight.T + head.bias)
+    assert torch.equal(outputs.targets, targets)
+
+
+def test_loss_is_the_mean_cross_entropy_in_full_precision() -> None:
+    deepcluster = method()
+    logits = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+    outputs = deepcluster(microbatch(torch.zeros(2, 3, 2, 2), torch.tensor([1, 0])))._replace(logits=logits)
+    e = np.exp
+    by_hand = -(np.log(e(2) / (e(1) + e(2) + 1)) + np.log(1 / (2 + e(3)))) / 2
+    (loss,) = deepcluster.losses(outputs).values()
+    assert float(loss) == pytest.approx(by_hand, rel=1e-6)
+    (loss,) = deepcluster.losses(outputs._replace(logits=logits.bfloat16())).values()
+    assert loss.dtype == torch.float32
+    assert deepcluster.couples_samples is False
+
+
+def test_adopting_resets_the_head_in_place_and_names_it_for_the_optimizer() -> None:
+    deepcluster = method()
+    backbone = [parameter.clone() for parameter in deepcluster.backbone.parameters()]
+    weight = deepcluster.head.linear.weight
+    forgotten = deepcluster.adopt(clustering([0, 1, 2], num_clusters=3), torch.Generator().manual_seed(4))
+    assert {id(parameter) for parameter in forgotten} == {id(weight), id(deepcluster.head.linear.bias)}
+    assert deepcluster.head.linear.weight is weight
+    expected = torch.empty(5, 3).normal_(0, 0.01, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(weight, expected)
+    assert deepcluster(microbatch(torch.zeros(1, 3, 2, 2), torch.tensor([0]))).logits.shape == (1, 3)
+    for before, after in zip(backbone, deepcluster.backbone.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def stream_of(plan: EpochPlan) -> Any:
+    (stream,) = plan.streams.values()
+    return stream
+
+
+@pytest.mark.parametrize(("num_assigned", "num_steps"), [(8, 2), (9, 3), (1, 1)])
+def test_an_epoch_passes_once_over_as_many_images_as_are_assigned_in_whole_steps(num_assigned: int, num_steps: int) -> None:
+    plan = method().plan_epoch(0, clustering([index % 2 for index in range(num_assigned)] + [-1, -1, -1]))
+    assert plan.num_steps == num_steps
+    assert len(stream_of(plan).sample_ids) == len(stream_of(plan).targets) == 4 * num_steps
+
+
+def test_an_epoch_may_have_a_fixed_number_of_steps() -> None:
+    plan = method(steps_per_epoch=7).plan_epoch(0, clustering([0, 1, 1]))
+    assert plan.num_steps == 7
+    assert len(stream_of(plan).sample_ids) == 28
+
+
+def test_targets_are_the_clusters_of_the_drawn_images() -> None:
+    assignments = [4, -1, 0, 0, 2, -1, 0, 0]
+    stream = stream_of(method(steps_per_epoch=9).plan_epoch(3, clustering(assignments)))
+    assert stream.targets.dtype == np.int64
+    assert stream.targets.tolist() == [assignments[sample_id] for sample_id in stream.sample_ids]
+    assert np.bincount(stream.targets, minlength=5).tolist() == [12, 0, 12, 0, 12]
+    assert stream.views == (VIEW,)
+
+
+def test_the_plan_is_a_function_of_seed_epoch_and_clustering() -> None:
+    found = clustering([index % 5 for index in range(100)])
+    order = stream_of(method().plan_epoch(3, found)).sample_ids
+    np.testing.assert_array_equal(stream_of(method().plan_epoch(3, found)).sample_ids, order)
+    for other in (method().plan_epoch(4, found), method(seed=2).plan_epoch(3, found)):
+        assert (stream_of(other).sample_ids != order).mean() > 0.5
+
+
+def test_the_reference_sampler_draws_by_mass() -> None:
+    assignments = [0] * 50 + [1 + index % 5 for index in range(50)]
+    found = clustering(np.random.default_rng(0).permutation(assignments).tolist(), num_clusters=6)
+    shares = {
+        sampler: (stream_of(method(sampler=sampler, steps_per_epoch=500).plan_epoch(0, found)).targets == 0).mean()
+        for sampler in ("uniform", "reference")
+    }
+    assert shares["uniform"] == pytest.approx(1 / 6, abs=1e-3)
+    assert shares["reference"] > 0.4
+
+
+def test_the_head_has_its_own_learning_rate_and_momentum() -> None:
+    deepcluster = method()
+    backbone, head = deepcluster.parameter_groups()
+    assert [id(parameter) for parameter in backbone["params"]] == [id(p) for p in deepcluster.backbone.parameters()]
+    assert set(backbone) == {"params"}
+    assert [id(parameter) for parameter in head["params"]] == [id(p) for p in deepcluster.head.parameters()]
+    assert (head["learning_rate_scale"], head["momentum"]) == (10.0, 0.25)

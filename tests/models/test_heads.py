@@ -1,0 +1,82 @@
+"""The classifier over clusters: reset in place, with room for fewer clusters than its capacity."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dcdist.models.heads import ClusterHead
+
+
+@pytest.fixture
+def head() -> ClusterHead:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ClusterHead(num_features=64, capacity=200, relu_first=False)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_reset_is_the_published_initialisation_in_place(head: ClusterHead) -> None:
+    weight, bias = head.linear.weight, head.linear.bias
+    head.reset(200, generator())
+    assert head.linear.weight is weight
+    assert head.linear.bias is bias
+    assert float(weight.detach().std()) == pytest.approx(0.01, rel=5 / (2 * weight.numel()) ** 0.5)
+    assert float(weight.detach().mean()) == pytest.approx(0.0, abs=0.01 * 5 / weight.numel() ** 0.5)
+    assert not bias.any()
+
+
+def test_reset_depends_on_its_generator_alone(head: ClusterHead) -> None:
+    other = copy.deepcopy(head)
+    before = torch.random.get_rng_state()
+    head.reset(200, generator(3))
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator is not touched"
+    other.reset(200, generator(3))
+    assert torch.equal(head.linear.weight, other.linear.weight)
+    other.reset(200, generator(4))
+    assert not torch.equal(head.linear.weight, other.linear.weight)
+
+
+def test_logits_by_hand() -> None:
+    with torch.random.fork_rng():
+        head = ClusterHead(num_features=2, capacity=3, relu_first=True)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]))
+        head.linear.bias.copy_(torch.tensor([0.5, 0.0, 0.0]))
+    features = torch.tensor([[1.0, -1.0], [-1.0, 0.1]])
+    assert head(features).tolist() == [[1.5, 2.0, 3.0], [1.5, 2.0, 3.0]]
+    head.relu_first = False
+    assert head(features).tolist()[0] == [-8.5, -18.0, -27.0]
+
+
+def test_unused_logits_are_left_out_and_get_no_gradient(head: ClusterHead) -> None:
+    head.reset(7, generator())
+    logits = head(torch.randn(5, 64, generator=generator()))
+    assert logits.shape == (5, 7)
+    logits.square().sum().backward()
+    gradient = head.linear.weight.grad
+    assert gradient is not None
+    assert bool(gradient[:7].any(1).all())
+    assert not gradient[7:].any()
+
+
+def test_how_many_logits_are_used_is_part_of_the_state(head: ClusterHead) -> None:
+    head.reset(7, generator())
+    state = head.state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    with torch.random.fork_rng():
+        other = ClusterHead(num_features=64, capacity=200, relu_first=False)
+    other.load_state_dict(copy.deepcopy(state))
+    features = torch.randn(5, 64, generator=generator())
+    assert torch.equal(other(features), head(features))
+
+
+@pytest.mark.parametrize("num_clusters", [0, 201])
+def test_more_clusters_than_logits_are_refused(head: ClusterHead, num_clusters: int) -> None:
+    with pytest.raises(ValueError, match=f"{num_clusters} clusters do not fit the head's 200 logits"):
+        head.reset(num_clusters, generator())
