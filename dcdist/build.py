@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -13,7 +13,15 @@ from torch import nn
 
 from dcdist.clustering.kmeans import KMeans
 from dcdist.clustering.types import Clustering
-from dcdist.config.schema import ClusteringSection, DataSection, ExperimentConfig, ModelSection, StageConfig, ViewsSection
+from dcdist.commits import Kind
+from dcdist.config.schema import (
+    ClusteringSection,
+    DataSection,
+    ExperimentConfig,
+    ModelSection,
+    StageConfig,
+    ViewsSection,
+)
 from dcdist.data.augment import BatchAugmentation
 from dcdist.data.preparation import Preparation
 from dcdist.data.source import ImageSource, open_source
@@ -112,7 +120,7 @@ def build_preparation(views: ViewsSection) -> Preparation:
     return Preparation(views.mean, views.std, augmentation)
 
 
-def build_images(config: ExperimentConfig, stage: StageConfig, numerics: Numerics, num_workers: int) -> ImagePass:
+def build_images(stage: StageConfig, numerics: Numerics, num_workers: int) -> ImagePass:
     return ImagePass(
         view=evaluation_view(stage.views),
         preparation=build_preparation(stage.views),
@@ -180,8 +188,9 @@ def check_fits(stage: StageConfig, num_samples: int, num_features: int, world_si
     num_microbatches = train.batch_size // train.microbatch_size
     if clustering.num_clusters > num_samples:
         raise UsageError(
-            f"clustering.num_clusters={clustering.num_clusters} needs at least as many images, data.root has {num_samples}: "
-            f"set clustering.num_clusters to at most {num_samples}; small data does well with 3 to 10 times its classes"
+            f"clustering.num_clusters={clustering.num_clusters} needs at least as many images, "
+            f"data.root has {num_samples}: set clustering.num_clusters to at most {num_samples}; "
+            "small data does well with 3 to 10 times its classes"
         )
     if dimensions is not None and dimensions > min(num_samples, num_features):
         raise UsageError(
@@ -210,7 +219,7 @@ class Surroundings:
     boundary: Boundary
     recorder: Recorder
     state: RunState
-    save: Callable[[dict[str, Any], str], None]
+    save: Callable[[Mapping[str, Any], Kind], None]
     write_assignments: Callable[[str, Clustering], None]
 
 
@@ -219,7 +228,6 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
     stage = shared.config.resolved_stages()[number]
     train = stage.train
     assert isinstance(train.microbatch_size, int)
-    check_fits(stage, len(shared.source), shared.backbone.num_features, shared.collectives.world_size)
     seed = derive_seed(shared.config.run.seed, "stage", stage.name)
     method = METHODS[stage.method](stage, shared.backbone, seed)
     shared.numerics.place(method)
@@ -233,7 +241,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         train.weight_decay,
         Schedule(train.learning_rate, train.schedule, train.warmup_steps, train.num_epochs * steps_per_epoch),
     )
-    images = build_images(shared.config, stage, shared.numerics, shared.num_workers)
+    images = build_images(stage, shared.numerics, shared.num_workers)
     journal = Journal(
         shared.recorder,
         shared.collectives,
@@ -244,7 +252,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
     )
     states = {**shared.state.parts(), "method": method, "optimizer": optimizer}
 
-    def save(kind: str) -> None:
+    def save(kind: Kind) -> None:
         journal.flush()  # refuses a state whose loss is not finite
         shared.save(states, kind)
 
@@ -286,5 +294,3 @@ def build_readout(stage: StageConfig, device: torch.device) -> ReadoutRecipe:
         epsilon=features.epsilon,
         num_restarts=readout.num_restarts,
     )
-
-

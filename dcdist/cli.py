@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. No logic of its own; heavy modules are imported by the command that needs them."""
+"""The command line: parses, calls, prints. Heavy modules are imported by the command that needs them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ Run = Annotated[str, typer.Argument(help="run directory (run.dir)")]
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="print the config and what the run will need; start nothing")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="print the config and what the run will need; start nothing")
+    ] = False,
 ) -> None:
     """Run an experiment; the same command resumes it.
 

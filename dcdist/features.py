@@ -49,7 +49,7 @@ class RawFeatures:
         if 2 * num_elements <= memory_limit_bytes:
             rows = torch.empty(num_elements, dtype=torch.half)
         else:
-            self._file = tempfile.NamedTemporaryFile(prefix="dcdist-features-")  # gone with this object
+            self._file = tempfile.NamedTemporaryFile(prefix="dcdist-features-")  # noqa: SIM115 (gone with this object)
             rows = torch.from_file(self._file.name, shared=True, size=num_elements, dtype=torch.half)
         self._rows = rows.view(capacity, dimensions)
         self._count = 0

@@ -29,7 +29,10 @@ def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
     config = resolve_autos(config, has_bfloat16=has_bfloat16(device))
     source = open_data(config.data, config.data.split)
     backbone = build_backbone(config.model, config.views.image_size, config.run.seed)
-    lines = [to_yaml(config), f"images            {len(source):,} in {config.data.root}, fingerprint {source.fingerprint()[:12]}"]
+    lines = [
+        to_yaml(config),
+        f"images            {len(source):,} in {config.data.root}, fingerprint {source.fingerprint()[:12]}",
+    ]
     lines += [f"processes         {num_processes} on {device.type}"]
     for stage in config.resolved_stages():
         check_fits(stage, len(source), backbone.num_features, num_processes)
@@ -50,17 +53,17 @@ def _stage_lines(stage: StageConfig, num_samples: int, backbone: Backbone, num_p
     placement, reason = choose_placement(num_samples, dimensions, clustering.gather_limit_gib, num_processes)
     if clustering.placement != "auto":
         placement, reason = clustering.placement, "clustering.placement says so"
-    centroid_bytes = 4 * clustering.num_clusters * (dimensions + 1)
-    assignment_bytes = 8 * num_samples
-    on_rank0 = (4 * num_samples * dimensions if placement == "rank0" else reduced_bytes) + centroid_bytes + assignment_bytes
+    results_bytes = 4 * clustering.num_clusters * (dimensions + 1) + 8 * num_samples  # centroids and assignments
+    on_rank0 = results_bytes + (4 * num_samples * dimensions if placement == "rank0" else reduced_bytes)
     yield f"steps an epoch    {steps:,} of {train.batch_size} images: {steps * train.batch_size:,} images"
     yield f"steps in all      {steps * train.num_epochs:,}, a reassignment every {clustering.every_num_epochs * steps:,}"
-    yield f"raw features      {_size(raw_bytes)} a rank ({rows_per_rank:,} x {raw_dimensions} in half precision), {where}"
+    shape = f"{rows_per_rank:,} x {raw_dimensions}"
+    yield f"raw features      {_size(raw_bytes)} a rank ({shape} in half precision), {where}"
     if moments_bytes:
         yield f"PCA moments       {_size(moments_bytes)} a rank ({raw_dimensions} x {raw_dimensions} in float64)"
     yield f"reduced features  {_size(reduced_bytes)} a rank ({rows_per_rank:,} x {dimensions} in float32)"
     yield f"k-means           {placement}: {reason}"
-    yield f"                  {_size(on_rank0)} on rank 0, {_size(reduced_bytes + centroid_bytes + assignment_bytes)} elsewhere"
+    yield f"                  {_size(on_rank0)} on rank 0, {_size(reduced_bytes + results_bytes)} elsewhere"
     yield f"checkpoint        {_size(_checkpoint_bytes(stage, backbone, num_samples, dimensions))}"
 
 

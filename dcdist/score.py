@@ -21,7 +21,7 @@ from dcdist.data.transforms import View
 from dcdist.engine.pipeline import Stage
 from dcdist.engine.readout import assign_images
 from dcdist.evaluation.clusters import accuracy_by_naming, cluster_scores
-from dcdist.evaluation.summary import SummaryRow, evaluate_features, render_summary
+from dcdist.evaluation.summary import SummaryRow, evaluate_features, render_summary, summary_dict
 from dcdist.features import ImagePass, extract_features
 from dcdist.metrics.jsonl import read_metrics
 from dcdist.models.backbone import Backbone
@@ -31,7 +31,7 @@ LARGEST_PIXEL_SIDE = 32  # raw pixels of larger images are shrunk to this first
 
 
 def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -> str | None:
-    """Scores a finished run; writes RUN/evaluations/summary-NNNN.json. Collective; the text on rank 0, None elsewhere."""
+    """Scores a finished run into RUN/evaluations/summary-NNNN.json; its text on rank 0, None elsewhere. Collective."""
     trained = stage.trainer.method.backbone
     untrained = build_backbone(shared.config.model, shared.config.views.image_size, shared.config.run.seed)
     shared.numerics.place(untrained)
@@ -50,7 +50,7 @@ def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -
     if not shared.collectives.is_main:
         return None
     losses = list(_losses(run_directory, stage.name))
-    content = {"rows": [row.to_json() for row in rows], "clusters": clusters, "losses": losses}
+    content = {**summary_dict(rows), "clusters": clusters, "losses": losses}
     run_directory.storage.write_bytes(run_directory.evaluation_file("summary"), json.dumps(content, indent=1).encode())
     names = shared.source.label_names
     return "\n\n".join([render_summary(rows), _render_clusters(clusters, names), _render_losses(losses)])
@@ -59,7 +59,7 @@ def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -
 def _pixels(images: ImagePass) -> tuple[Backbone, ImagePass]:
     """Raw pixels in 0..1 as if a network had computed them."""
     side = min(images.view.size, LARGEST_PIXEL_SIDE)
-    resize = round(images.view.resize * side / images.view.size)
+    resize = round((images.view.resize or images.view.size) * side / images.view.size)
     view = View(size=side, crop="center", resize=resize)
     nothing = replace(images.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert isinstance(nothing, Preparation)
@@ -69,20 +69,20 @@ def _pixels(images: ImagePass) -> tuple[Backbone, ImagePass]:
 
 def _row(name: str, backbone: Backbone, images: ImagePass, shared: Surroundings) -> SummaryRow | None:
     train = _labelled_features(backbone, shared.source, images, shared)
-    test = _labelled_features(backbone, shared.heldout_source, images, shared) if shared.heldout_source else (None, None)
-    if train is None or test is None:
+    test = _labelled_features(backbone, shared.heldout_source, images, shared) if shared.heldout_source else None
+    if train is None:
         return None
     evaluation = shared.config.evaluation
-    features, labels = train
+    test_features, test_labels = test or (None, None)
     return evaluate_features(
         name,
-        features,
-        labels,
-        *test,
-        num_clusters=evaluation.num_clusters or int(labels.max()) + 1,
+        *train,
+        test_features,
+        test_labels,
+        num_classes=evaluation.num_clusters or int(train[1].max()) + 1,
         seed=shared.config.run.seed,
         whitening_dimensions=evaluation.whitening_dimensions,
-        linear=evaluation.linear and test[0] is not None,
+        linear=evaluation.linear,
     )
 
 
@@ -136,9 +136,13 @@ def _render_clusters(clusters: dict[str, Any], label_names: list[str] | None) ->
     lines = [f"final clusters: {clusters['num_clusters']}, cluster x class on the training images"]
     if len(table) <= 20:
         lines.append(" " * 10 + "".join(f"{name:>{width + 2}}" for name in names))
-        lines += [f"{number:>10}" + "".join(f"{count:>{width + 2}}" for count in row) for number, row in enumerate(table)]
+        lines += [
+            f"{number:>10}" + "".join(f"{count:>{width + 2}}" for count in row) for number, row in enumerate(table)
+        ]
     train = clusters["train"]
-    lines.append(f"majority purity on training images {train['purity']:.3f}, accuracy {train['accuracy']:.3f}, NMI {train['nmi']:.3f}")
+    lines.append(
+        f"majority purity on training images {train['purity']:.3f}, accuracy {train['accuracy']:.3f}, NMI {train['nmi']:.3f}"
+    )
     if "heldout" in clusters:
         heldout = clusters["heldout"]
         lines.append(

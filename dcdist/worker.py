@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import faiss
 import torch
 import torch.distributed as dist
 
 from dcdist.attempt_description import describe_attempt
 from dcdist.build import Surroundings, build_backbone, build_recorder, build_stage, check_fits, open_data
 from dcdist.clustering.types import Clustering
+from dcdist.commits import Kind
 from dcdist.config.identity import identity_digest, resolve_autos, resume_config
 from dcdist.config.load import parse_yaml, to_yaml, validate
 from dcdist.config.schema import ExperimentConfig
-from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives, is_peer_lost
 from dcdist.distributed.process_group import Place, join, read_place
 from dcdist.engine.artefacts import assignments_table, keys_table, to_parquet
@@ -31,6 +30,7 @@ from dcdist.engine.pipeline import RunState, Stage, run_stages
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
 from dcdist.errors import DcdistError, ExitCode, PeerLost, Preempted, UsageError
 from dcdist.metrics.logs import log_to_run
+from dcdist.metrics.recorder import Kind as RecordKind
 from dcdist.metrics.recorder import Recorder
 from dcdist.models.numerics import Numerics, has_bfloat16
 from dcdist.run_directory import CONFIG, KEYS, Attempt, RunDirectory
@@ -74,17 +74,15 @@ def choose_device(wanted: str, place: Place) -> torch.device:
 
 
 def set_threads(wanted: int | str, place: Place) -> None:
-    """Threads of torch and faiss: by default this machine's cores shared by its processes."""
+    """Threads of torch: by default this machine's cores shared by its processes."""
     cores = len(os.sched_getaffinity(0))
-    num_threads = wanted if isinstance(wanted, int) else max(1, cores // place.local_world_size)
-    torch.set_num_threads(num_threads)
-    faiss.omp_set_num_threads(num_threads)
+    torch.set_num_threads(wanted if isinstance(wanted, int) else max(1, cores // place.local_world_size))
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep large freed blocks for the next step instead of returning them to the kernel.
+    """Makes glibc keep large freed blocks for the next step instead of giving them back to the kernel.
 
-    By default every tensor above 32 MiB is mapped anew, and its pages are zeroed one fault at a time: a training step of
+    By default every tensor above 32 MiB is mapped anew, its pages zeroed one fault at a time: a training step of
     AlexNet took 213,000 faults and a third more time. Elsewhere than on glibc nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
@@ -126,7 +124,9 @@ class _Run:
         self.run_directory = RunDirectory(self.given.run.dir)
         self.config = self.collectives.on_main(self.settle_config)
         self.source = open_data(self.config.data, self.config.data.split)
-        self.heldout = open_data(self.config.data, self.config.data.heldout_split) if self.config.data.heldout_split else None
+        self.heldout = (
+            open_data(self.config.data, self.config.data.heldout_split) if self.config.data.heldout_split else None
+        )
         self.backbone = build_backbone(self.config.model, self.config.views.image_size, self.config.run.seed)
         self.fingerprint = self.collectives.on_main(self.check_data)
         self.attempt = Attempt(self.run_directory, self.collectives.on_main(self.begin_attempt))
@@ -153,8 +153,9 @@ class _Run:
             if before and before["fingerprint"] != fingerprint:
                 raise UsageError(
                     f"data.root={self.config.data.root} holds {len(self.source)} images with fingerprint "
-                    f"{fingerprint[:12]}, the run was started on {before['num_images']} with {before['fingerprint'][:12]}: "
-                    "images were added, removed or changed. Give it the same data, or a new run.dir."
+                    f"{fingerprint[:12]}, the run was started on {before['num_images']} with "
+                    f"{before['fingerprint'][:12]}: images were added, removed or changed. "
+                    "Give it the same data, or a new run.dir."
                 )
         return fingerprint
 
@@ -184,12 +185,19 @@ class _Run:
         if self.collectives.is_main:
             code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
             reason = f"{type(error).__name__}: {error}" if error else "done"
-            self.attempt.record_end(code, reason, self.signals.name if isinstance(error, Preempted) else None)
+            signal_name = self.signals.name if isinstance(error, Preempted) else None
+            try:
+                self.attempt.record_end(code, reason, signal_name)
+            except OSError as failure:  # must not hide why the attempt ended
+                logger.warning("the end of attempt %d is not recorded: %s", self.attempt.number, failure)
 
     def without_progress(self, error: DcdistError) -> DcdistError:
         if not self.collectives.is_main or error.exit_code is not ExitCode.RUN_AGAIN:
             return error
-        count = self.run_directory.attempts_without_progress()
+        try:
+            count = self.run_directory.attempts_without_progress()
+        except OSError:
+            return error
         if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
             return error
         return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
@@ -212,7 +220,7 @@ class _Run:
         recorder = build_recorder(self.config, self.run_directory, self.attempt.number) if watch else Recorder(())
         state = RunState()
 
-        def save(states: Mapping[str, Any], kind: str) -> None:
+        def save(states: Mapping[str, Any], kind: Kind) -> None:
             position = state.progress.state_dict()
             name = checkpointer.save(state.progress.step, kind, states, position)
             clock.saved()
@@ -268,7 +276,7 @@ class _Run:
         wanted = self.config.data.num_workers
         return wanted if isinstance(wanted, int) else DEFAULT_WORKERS[self.device.type]
 
-    def record(self, recorder: Recorder, state: RunState, kind: str, **values: Any) -> None:
+    def record(self, recorder: Recorder, state: RunState, kind: RecordKind, **values: Any) -> None:
         progress = state.progress
         recorder.record(kind, stage=progress.stage, epoch=progress.epoch, step=progress.step, **values)
 

@@ -20,7 +20,7 @@ _JPEG_START = b"\xff\xd8"
 _HARMLESS = "extraneous bytes before marker 0xd9"
 
 
-class UndecodableImage(ValueError):  # noqa: N818 - it names what was found
+class UndecodableImage(ValueError):
     """The bytes are no picture, or not a whole one; the message is the reason."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from dcdist.errors import DcdistError, PeerLost
+from dcdist.errors import DcdistError, PeerLost, RunError
 
 T = TypeVar("T")
 
@@ -166,15 +166,18 @@ class Collectives:
         self.largest(0)
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Runs `function` on rank 0 alone; its value, or the error it raised, on every rank."""
+        """Runs `function` on rank 0 alone; its value, or the error it raised, on every rank.
+
+        Storage that fails (an OSError) becomes a RunError.
+        """
         outcome: tuple[T | None, DcdistError | None] = (None, None)
         if self.is_main:
             try:
                 outcome = (function(), None)
             except DcdistError as error:
-                if self.world_size == 1:
-                    raise
                 outcome = (None, error)
+            except OSError as error:
+                outcome = (None, RunError(f"storage failed: {error}"))
         value, failure = self.broadcast_object(outcome)
         if failure is not None:
             raise failure

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 MIN_KEPT = 2
 
 
-class CheckpointFailed(RunError):  # noqa: N818
+class CheckpointFailed(RunError):
     """A checkpoint could not be written; those before it are as they were."""
 
 

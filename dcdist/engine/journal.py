@@ -15,7 +15,7 @@ from dcdist.distributed.collectives import Collectives
 from dcdist.engine.state import Progress
 from dcdist.errors import RunError
 from dcdist.metrics.cluster_metrics import clustering_record
-from dcdist.metrics.recorder import Recorder
+from dcdist.metrics.recorder import Kind, Recorder
 
 
 class Journal:
@@ -79,15 +79,20 @@ class Journal:
         if not window.num_steps:
             return
         names = sorted(window.losses)
-        sums = torch.stack([window.losses[name].detach().double().cpu() for name in names] + [torch.tensor(window.waited)])
+        sums = torch.stack(
+            [window.losses[name].detach().double().cpu() for name in names] + [torch.tensor(window.waited)]
+        )
         sums = self._collectives.all_reduce_sum(sums.double())
-        losses = {name: float(s) / self._num_microbatches / window.num_steps for name, s in zip(names, sums[:-1], strict=True)}
+        losses = {
+            name: float(s) / self._num_microbatches / window.num_steps for name, s in zip(names, sums[:-1], strict=True)
+        }
         waited = float(sums[-1]) / self._collectives.world_size
         if not np.isfinite(list(losses.values())).all():
             last = self._progress.step
             raise RunError(
                 f"the loss is not finite ({losses}) in steps {last - window.num_steps + 1} to {last} of the run. "
-                "The newest checkpoint is from before; start a new run with a lower train.learning_rate, or train.precision=fp32."
+                "The newest checkpoint is from before; start a new run with a lower train.learning_rate, "
+                "or with train.precision=fp32."
             )
         self._epoch.add(losses, window.num_steps, waited, window.learning_rate)
         self.recorder.record(
@@ -143,7 +148,7 @@ class Journal:
         """Records something that happened once."""
         self._record("event", event=name, **values)
 
-    def _record(self, kind: str, **values: Any) -> None:
+    def _record(self, kind: Kind, **values: Any) -> None:
         self.recorder.record(
             kind, stage=self._progress.stage, epoch=self._progress.epoch, step=self._progress.step, **values
         )

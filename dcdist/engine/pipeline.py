@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcdist.clustering.types import Clustering
-from dcdist.engine.restore import StoredCheckpoint
 from dcdist.engine.readout import Readout, ReadoutRecipe
+from dcdist.engine.restore import StoredCheckpoint
 from dcdist.engine.state import AdoptedClustering, Progress
 from dcdist.engine.trainer import Trainer
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.types import Clusterer, Clustering, FeatureShard
+from dcdist.commits import Kind
 from dcdist.data.loader import Request, load_batches
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
@@ -56,7 +56,7 @@ class Trainer:
     journal: Journal
     progress: Progress
     adopted: AdoptedClustering
-    save: Callable[[str], None]
+    save: Callable[[Kind], None]
     write_assignments: Callable[[Clustering, int], None]
     seed: int
     num_epochs: int
@@ -165,11 +165,17 @@ class Trainer:
             started = time.perf_counter()
             loaded = [{name: next(loader) for name, loader in loaders.items()} for _ in own]
             self.journal.waited_for_data(time.perf_counter() - started)
-            microbatches = [
-                {name: self.images.preparation.train(batch.to(self.images.numerics.device)) for name, batch in streams.items()}
+            microbatches: list[Microbatch] = [
+                {
+                    name: self.images.preparation.train(batch.to(self.images.numerics.device))
+                    for name, batch in streams.items()
+                }
                 for streams in loaded
             ]
-            yield microbatches, [derive_seed(self.seed, epoch, "forward", p) for p in positions[first : first + len(own)]]
+            yield (
+                microbatches,
+                [derive_seed(self.seed, epoch, "forward", p) for p in positions[first : first + len(own)]],
+            )
 
     def record(self, epoch: int) -> None:
         """The epoch's figures and, where it began with a clustering, its assignments."""
@@ -180,5 +186,3 @@ class Trainer:
         self.journal.epoch(heldout_loss)
         if self.adopted.clustering and self.progress.clustered_epoch == epoch:
             self.write_assignments(self.adopted.clustering, epoch)
-
-

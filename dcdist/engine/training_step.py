@@ -21,7 +21,6 @@ from dcdist.engine.optim import Optimizer
 from dcdist.methods.base import Method, Microbatch
 from dcdist.models.numerics import Numerics
 
-
 # The buffers are averaged here instead; torch 2.14 renamed the switch.
 _PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
@@ -80,7 +79,7 @@ class RunningStatistics:
             return
         totals = collectives.all_reduce_sum(torch.cat([total.flatten() for total in self._sums])) / num_microbatches
         for (_, _, buffer), total, part in zip(
-            self._buffers, self._sums, totals.split([total.numel() for total in self._sums]), strict=True
+            self._buffers, self._sums, torch.split(totals, [total.numel() for total in self._sums]), strict=True
         ):
             buffer.copy_(part.view_as(buffer))
             total.zero_()
@@ -116,9 +115,8 @@ class TrainingStep:
             # find_unused_parameters also keeps DDP from rebuilding its buckets after the first iteration. Where a
             # gradient lies in a bucket decides in which order a ring adds it up, so a resumed run, whose first
             # iteration is another one, would end with other bits.
-            self._forward = DistributedDataParallel(
-                self._forward, find_unused_parameters=True, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False}
-            )
+            switches: dict[str, Any] = {_SYNC_BUFFERS: False, "find_unused_parameters": True}
+            self._forward = DistributedDataParallel(self._forward, gradient_as_bucket_view=True, **switches)
 
     def own_microbatches(self) -> range:
         """The numbers of this rank's microbatches in every step, of 0 .. M - 1."""
@@ -134,7 +132,11 @@ class TrainingStep:
         """
         self.method.train()
         sums: dict[str, torch.Tensor] = {}
-        groups = [range(len(microbatches))] if self.method.couples_samples else [range(i, i + 1) for i in range(len(microbatches))]
+        groups = (
+            [range(len(microbatches))]
+            if self.method.couples_samples
+            else [range(i, i + 1) for i in range(len(microbatches))]
+        )
         for group in groups:
             is_last = group.stop == len(microbatches)
             with self._without_reduction(not is_last):
@@ -143,7 +145,7 @@ class TrainingStep:
                 losses = self.method.losses(outputs if self.method.couples_samples else outputs[0])
                 # DDP divides by the number of ranks: scaled so that the sum over all ranks is the step's mean.
                 share = self._collectives.world_size * len(group) / self._num_microbatches
-                (torch.stack(list(losses.values())).sum() * share).backward()
+                (torch.stack(list(losses.values())).sum() * share).backward()  # type: ignore[no-untyped-call]
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + loss.detach() * len(group)
         learning_rate = self.optimizer.step(step_in_stage)

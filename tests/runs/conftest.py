@@ -27,7 +27,7 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def experiment(root: Path, run_directory: Path | str) -> dict[str, Any]:
-    """Three epochs of seven steps, a reassignment each, two microbatches a step, batch normalisation and augmentation."""
+    """Three epochs of seven steps of two microbatches, a reassignment each, batch normalisation, augmentation."""
     return {
         "run": {"dir": str(run_directory), "seed": 5},
         "data": {"root": str(root), "num_workers": 0},
