@@ -1,0 +1,123 @@
+"""Clusters of features and their scores: separated groups, hand-computed tables, the raw digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.datasets import load_digits
+
+from dcdist.clustering.pca import l2_normalize
+from dcdist.errors import RunError, UsageError
+from dcdist.evaluation.clusters import accuracy_by_naming, cluster_features, cluster_scores, ward_clusters, whitened
+from dcdist.metrics.partition_scores import ari, nmi
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, np.ndarray]:
+    data = load_digits()
+    return torch.tensor(data.data, dtype=torch.float32), data.target
+
+
+def groups(num_groups: int, size: int, distance: float) -> tuple[torch.Tensor, np.ndarray]:
+    labels = np.repeat(np.arange(num_groups), size)
+    centers = torch.eye(num_groups) * distance
+    noise = torch.randn(len(labels), num_groups, generator=torch.Generator().manual_seed(0))
+    return centers[labels] + noise, labels
+
+
+def test_separated_groups_are_found() -> None:
+    features, labels = groups(5, 30, 20.0)
+    clusters = cluster_features(features, 5, seed=0)
+    assert ari(clusters.assignments.numpy(), labels) == 1.0
+    means = torch.stack([features[clusters.assignments == k].mean(0) for k in range(5)])
+    torch.testing.assert_close(clusters.centroids, means, rtol=1e-5, atol=1e-5)
+    squared = (features - clusters.centroids[clusters.assignments.long()]).square().sum(1)
+    assert clusters.objective == pytest.approx(float(squared.mean()), rel=1e-5)
+
+
+def test_clusters_depend_on_the_seed_alone_and_restarts_help(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    features, _ = digits
+    np.random.seed(1)
+    first = cluster_features(features, 10, seed=3, num_restarts=1)
+    np.random.seed(2)
+    second = cluster_features(features, 10, seed=3, num_restarts=1)
+    assert torch.equal(first.assignments, second.assignments)
+    objectives = [cluster_features(features, 10, seed, num_restarts=1).objective for seed in range(8)]
+    assert len(set(objectives)) > 1
+    assert cluster_features(features, 10, 0, num_restarts=20).objective <= min(objectives) * 1.001
+
+
+def test_more_clusters_than_rows_is_refused() -> None:
+    with pytest.raises(UsageError, match="3 images cannot make 4 clusters: ask for 1 to 3"):
+        cluster_features(torch.zeros(3, 2), 4, seed=0)
+
+
+def test_ward_with_a_cluster_a_row_is_agglomeration(
+    digits: tuple[torch.Tensor, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = digits[0][:120]
+    monkeypatch.setattr("dcdist.evaluation.clusters._WARD_ROWS_PER_CLUSTER", 1)
+    ours = ward_clusters(features, 6, seed=0)
+    theirs = AgglomerativeClustering(6, linkage="ward").fit_predict(features.numpy())
+    assert ari(ours.numpy(), theirs) == 1.0
+
+
+def test_whitened_rows_have_equal_variance_before_their_length_is_taken() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([100.0, 10.0, 1.0, 0.1])
+    features = torch.randn(5000, 4, generator=generator) * scales + 7
+    rows = whitened(features, num_dimensions=3, epsilon=1e-9)(features)
+    assert rows.shape == (5000, 3)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(5000))
+    torch.testing.assert_close(rows.T @ rows / 5000, torch.eye(3) / 3, rtol=0.0, atol=0.02)
+
+
+def test_whitening_keeps_no_more_dimensions_than_there_are() -> None:
+    features = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    assert whitened(features, 32)(features).shape == (10, 4)
+    assert whitened(features[:3], 32)(features).shape == (10, 3)
+
+
+def test_equal_features_are_named() -> None:
+    with pytest.raises(RunError, match="the features are all equal"):
+        whitened(torch.ones(20, 4), 2)
+
+
+def test_scores_and_table_by_hand() -> None:
+    assignments = torch.tensor([0, 0, 0, 1, 1, 2, -1, 2], dtype=torch.int32)
+    labels = torch.tensor([0, 0, 1, 0, 1, 1, 0, -1])
+    scores = cluster_scores(assignments, labels)
+    assert scores.table.tolist() == [[2, 1], [1, 1], [0, 1]]
+    assert scores.accuracy == 3 / 6
+    assert scores.purity == 4 / 6
+    known = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1, 1])
+    assert scores.nmi == pytest.approx(nmi(*known), abs=1e-12)
+    with pytest.raises(UsageError, match="no image has a label and a cluster"):
+        cluster_scores(assignments, torch.full((8,), -1))
+
+
+def test_accuracy_by_naming_by_hand() -> None:
+    train = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 0, 0, 0])  # cluster 0 is class 1
+    test = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 0])
+    accuracy = accuracy_by_naming(*train, *test)
+    assert accuracy.by_train_naming == 1 / 4
+    assert accuracy.by_best_naming == 3 / 4
+
+
+def mean_nmi(rows: torch.Tensor, labels: np.ndarray) -> float:
+    return float(np.mean([nmi(cluster_features(rows, 10, seed).assignments.numpy(), labels) for seed in range(5)]))
+
+
+def mean_nmi_of_ward(rows: torch.Tensor, labels: np.ndarray) -> float:
+    return float(np.mean([nmi(ward_clusters(rows, 10, seed).numpy(), labels) for seed in range(5)]))
+
+
+def test_raw_digits(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    """What a trained network is compared with: k-means of 20 restarts, mean of 5 seeds."""
+    features, labels = digits
+    assert mean_nmi(features, labels) == pytest.approx(0.742, abs=0.005)  # pixels as they are
+    assert mean_nmi(l2_normalize(features), labels) == pytest.approx(0.739, abs=0.005)
+    assert mean_nmi(whitened(features, 32)(features), labels) == pytest.approx(0.78, abs=0.025)
+    assert mean_nmi_of_ward(l2_normalize(features), labels) == pytest.approx(0.84, abs=0.025)
