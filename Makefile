@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	rm -rf runs/digits
-	$(BIN)/dcdist data make-digits data/digits
+	$(BIN)/dcdist data make-digits data/digits --overwrite
 	$(BIN)/dcdist train configs/deepcluster_digits.yaml
 
 test: install lint

@@ -22,6 +22,8 @@ app.add_typer(data_app, name="data")
 
 ConfigFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[a.b=value]...")]
+Destination = Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace shards that are there already")]
 Run = Annotated[str, typer.Argument(help="run directory (run.dir)")]
 
 
@@ -75,22 +77,23 @@ def checkpoints(run: Run) -> None:
 
 
 @data_app.command("make-digits")
-def make_digits(destination: Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]) -> None:
+def make_digits(destination: Destination, overwrite: Overwrite = False) -> None:
     """Write the embedded sample: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
     from dcdist.data.digits import make_digits as write_digits
 
-    typer.echo(str(write_digits(destination)))
+    typer.echo(write_digits(destination, overwrite=overwrite).line())
 
 
 @data_app.command("pack")
 def pack(
     source: Annotated[str, typer.Argument(help="image folder, Parquet, tar or packed shards; local or any fsspec URL")],
-    destination: Annotated[str, typer.Argument(help="folder or URL to write packed shards to")],
+    destination: Destination,
+    overwrite: Overwrite = False,
 ) -> None:
     """Pack images into Arrow shards, which training reads through a memory map."""
     from dcdist.data.pack import pack as write_shards
 
-    typer.echo(str(write_shards(source, destination)))
+    typer.echo(write_shards(source, destination, overwrite=overwrite).line())
 
 
 @data_app.command("info")

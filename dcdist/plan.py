@@ -53,10 +53,11 @@ def _stage_lines(stage: StageConfig, num_samples: int, backbone: Backbone, num_p
     placement, reason = choose_placement(num_samples, dimensions, clustering.gather_limit_gib, num_processes)
     if clustering.placement != "auto":
         placement, reason = clustering.placement, "clustering.placement says so"
-    results_bytes = 4 * clustering.num_clusters * (dimensions + 1) + 8 * num_samples  # centroids and assignments
+    results_bytes = 4 * clustering.num_clusters * (dimensions + 1) + 8 * num_samples
     on_rank0 = results_bytes + (4 * num_samples * dimensions if placement == "rank0" else reduced_bytes)
     yield f"steps an epoch    {steps:,} of {train.batch_size} images: {steps * train.batch_size:,} images"
-    yield f"steps in all      {steps * train.num_epochs:,}, a reassignment every {clustering.every_num_epochs * steps:,}"
+    yield f"steps in all      {steps * train.num_epochs:,}"
+    yield f"reassignment      every {clustering.every_num_epochs * steps:,} steps"
     shape = f"{rows_per_rank:,} x {raw_dimensions}"
     yield f"raw features      {_size(raw_bytes)} a rank ({shape} in half precision), {where}"
     if moments_bytes:

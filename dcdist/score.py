@@ -141,7 +141,8 @@ def _render_clusters(clusters: dict[str, Any], label_names: list[str] | None) ->
         ]
     train = clusters["train"]
     lines.append(
-        f"majority purity on training images {train['purity']:.3f}, accuracy {train['accuracy']:.3f}, NMI {train['nmi']:.3f}"
+        f"majority purity on training images {train['purity']:.3f}, "
+        f"accuracy {train['accuracy']:.3f}, NMI {train['nmi']:.3f}"
     )
     if "heldout" in clusters:
         heldout = clusters["heldout"]

@@ -248,9 +248,10 @@ class _Run:
         )
         try:
             began_from = str(found.name) if found else None
-            self.record(recorder, state, "event", event="start", attempt=self.attempt.number, began_from=began_from)
+            names = [stage.name for stage in self.config.resolved_stages()]
+            recorder.record("event", names[0], 0, 0, event="start", attempt=self.attempt.number, began_from=began_from)
             last = run_stages(
-                [stage.name for stage in self.config.resolved_stages()],
+                names,
                 lambda number: build_stage(shared, number),
                 state,
                 found,

@@ -35,6 +35,13 @@ class PackSummary:
     label_names: list[str] | None
     fingerprint: str
 
+    def line(self) -> str:
+        """For a terminal."""
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.split_counts.items())
+        of_splits = f" ({splits})" if splits else ""
+        size = f"{self.num_bytes:,} bytes in {self.num_shards} shard{'s' * (self.num_shards != 1)}"
+        return f"packed {self.num_images:,} images{of_splits}, {size}, fingerprint {self.fingerprint[:12]}"
+
 
 def pack(
     source_url: str | os.PathLike[str],

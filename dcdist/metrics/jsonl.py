@@ -60,8 +60,8 @@ def read_metrics(storage: Storage) -> list[dict[str, Any]]:
     """All records of a run, in the order in which they were written.
 
     An attempt that goes on from a checkpoint repeats the steps after it. Of records that agree in kind, stage, epoch,
-    step, head (clustering) and event (event) those of the latest attempt hold; within one attempt all are kept.
-    A last line that a kill left half written is left out.
+    step and head (of a clustering) those of the latest attempt hold; within one attempt all are kept. Events happened
+    even where what they led to was lost, so all of them are kept. A last line that a kill left half written is not.
 
     Args:
         storage: of the run's folder.
@@ -78,7 +78,7 @@ def read_metrics(storage: Storage) -> list[dict[str, Any]]:
 
 
 def _coordinates(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(record.get(name) for name in ("kind", "stage", "epoch", "step", "head", "event"))
+    return tuple(record.get(name) for name in ("kind", "stage", "epoch", "step", "head"))
 
 
 def _read_file(storage: Storage, path: str) -> list[dict[str, Any]]:

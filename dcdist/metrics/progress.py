@@ -133,7 +133,7 @@ class TerminalProgress:
 
 def describe_record(record: Mapping[str, Any]) -> str | None:
     """The line of a record that always has one."""
-    where = f"{record['stage']} epoch {record['epoch'] + 1}"
+    where = f"{record['stage']} epoch {record['epoch'] + 1}" if record["stage"] else "run"
     kind = record["kind"]
     if kind == "clustering":
         text = (

@@ -37,6 +37,7 @@ _CLUSTERING_GAUGES = {
 class PrometheusSink:
     """Keeps the newest values and serves them at http://address:port/metrics.
 
+    The event "stage_begin" (step, samples_per_step) says where counting begins, "checkpoint" that one was committed.
     A port that is taken is a warning: the run goes on without the endpoint, and `port` is None.
 
     Args:
@@ -52,7 +53,7 @@ class PrometheusSink:
         self._methods = methods
         self._stage = ""
         self._samples_per_step = 0
-        self._step: int | None = None  # of the newest record
+        self._counted_step = 0  # of the run; set where this process begins a stage
         self._registry = CollectorRegistry()
         self._samples = self._counter("dcdist_samples", "Samples trained on since this process began")
         self._steps = self._counter("dcdist_steps", "Steps trained since this process began")
@@ -95,24 +96,28 @@ class PrometheusSink:
         return Gauge(name, text, (*_LABELS, *labels), registry=self._registry)
 
     def write(self, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "event" and record["event"] == "checkpoint":
+            self._last_commit.labels(self._run).set(record["time"])
+        if record["stage"] not in self._methods:
+            return  # before the first stage
         if record["stage"] != self._stage:
             self._begin_stage(record["stage"])
-        labels = (self._run, self._stage, self._methods.get(self._stage, ""))
-        self._count(record, labels)
+        labels = (self._run, self._stage, self._methods[self._stage])
         self._epoch.labels(*labels).set(record["epoch"])
         self._current_step.labels(*labels).set(record["step"])
+        if record["kind"] == "event" and record["event"] == "stage_begin":
+            self._counted_step, self._samples_per_step = record["step"], record["samples_per_step"]
         for phase, seconds in record.get("seconds", {}).items():
             self._phase.labels(*labels, phase).set(seconds)
         for loss, value in _losses(record):
             self._loss.labels(*labels, loss).set(value)
         if record["kind"] == "step":
+            self._count(record["step"], labels)
             for name, gauge in self._step_gauges.items():
                 gauge.labels(*labels).set(record[name])
         elif record["kind"] == "clustering":
             for name in self._clustering_gauges.keys() & record.keys():
                 self._clustering_gauges[name].labels(*labels, record["head"]).set(record[name])
-        elif record["kind"] == "event" and record["event"] == "checkpoint":
-            self._last_commit.labels(self._run).set(record["time"])
 
     def _begin_stage(self, stage: str) -> None:
         """Values of a stage that is over would look like those of a run that stands still."""
@@ -120,10 +125,9 @@ class PrometheusSink:
         for gauge in self._stage_gauges:
             gauge.clear()
 
-    def _count(self, record: Mapping[str, Any], labels: tuple[str, ...]) -> None:
-        self._samples_per_step = record.get("samples_per_step", self._samples_per_step)
-        new_steps = 0 if self._step is None else record["step"] - self._step
-        self._step = record["step"]
+    def _count(self, step: int, labels: tuple[str, ...]) -> None:
+        new_steps = step - self._counted_step
+        self._counted_step = step
         self._steps.labels(*labels).inc(new_steps)
         self._samples.labels(*labels).inc(new_steps * self._samples_per_step)
 
