@@ -73,7 +73,10 @@ def read_metrics(storage: Storage) -> list[dict[str, Any]]:
     attempts = {number: _read_file(storage, f"{FOLDER}/{number:04d}.jsonl") for number in numbers}
     latest = {_coordinates(record): number for number, records in attempts.items() for record in records}
     return [
-        record for number, records in attempts.items() for record in records if latest[_coordinates(record)] == number
+        record
+        for number, records in attempts.items()
+        for record in records
+        if record["kind"] == "event" or latest[_coordinates(record)] == number
     ]
 
 

@@ -54,7 +54,7 @@ def test_of_a_step_written_twice_the_later_attempt_holds(tmp_path: Path) -> None
     assert read_metrics(storage) == [step(10, 1.0), step(30, 3.0), step(20, 2.5), step(40, 4.0)]
 
 
-def test_heads_events_and_kinds_at_one_step_are_different_records(tmp_path: Path) -> None:
+def test_heads_at_one_step_are_different_records_and_all_events_are_kept(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     at = {"stage": "main", "epoch": 0, "step": 5, "time": 0.0}
     earlier = [
@@ -70,7 +70,7 @@ def test_heads_events_and_kinds_at_one_step_are_different_records(tmp_path: Path
     ]
     write(storage, 1, *earlier)
     write(storage, 2, *later)
-    assert read_metrics(storage) == [earlier[0], *later]
+    assert read_metrics(storage) == [earlier[0], *earlier[2:], *later]
 
 
 def test_attempts_past_9999_come_last(tmp_path: Path) -> None:

@@ -54,9 +54,11 @@ def plain_lines(*records: dict[str, Any]) -> list[str]:
 
 def test_plain_lines() -> None:
     phase = record("event", 100, 1000.0, event="phase", phase="train")
+    start = {**record("event", 0, 999.0, event="start", attempt=2, began_from="step-00000100-train.1"), "stage": ""}
     undecodable = record("event", 120, 1008.0, 1, event="undecodable", count=1, message="1 of 9 images [a.png]")
-    lines = plain_lines(BEGIN, phase, step_record(110, 1005.0), CLUSTERING, EPOCH, undecodable)
+    lines = plain_lines(start, BEGIN, phase, step_record(110, 1005.0), CLUSTERING, EPOCH, undecodable)
     assert lines == [
+        "run, start: attempt 2, began_from step-00000100-train.1",
         "step 110: main epoch 1/4, train, loss 1.234, 100 samples/s, 45 s left",  # 10 of 100 steps in 5 s
         "main epoch 2, clusters: K 50, objective 0.5123, size entropy 0.980, largest 5.0%, refilled 1, changed 0.250, "
         "NMI previous 0.800",

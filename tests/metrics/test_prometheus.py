@@ -43,11 +43,13 @@ def scrape(sink: PrometheusSink) -> dict[str, dict[tuple[tuple[str, str], ...], 
             own = tuple(item for item in sorted(sample.labels.items()) if item[0] not in ("run", "stage", "method"))
             values.setdefault(sample.name, {})[own] = sample.value
             assert sample.labels["run"] == "digits"
+            assert sample.labels.get("stage", "main") == "main"
             assert {"rank", "epoch", "cluster"}.isdisjoint(sample.labels)
     return values
 
 
 def test_steps_and_samples_are_counted_from_where_the_process_began(sink: PrometheusSink) -> None:
+    sink.write(record("event", 0, stage="", event="start", attempt=2))
     sink.write(record("event", 100, event="stage_begin", num_epochs=9, until_step=900, samples_per_step=64))
     sink.write(step_record(110))
     sink.write(step_record(125))
@@ -120,6 +122,7 @@ def test_a_port_that_is_taken_is_a_warning(caplog: pytest.LogCaptureFixture) -> 
         with caplog.at_level(logging.WARNING):
             sink = PrometheusSink(port, "127.0.0.1", "digits", METHODS, "0.1.0")
         assert sink.port is None
+        sink.write(record("event", 0, event="stage_begin", num_epochs=9, until_step=900, samples_per_step=64))
         sink.write(step_record(1))
         sink.close()
     (message,) = caplog.messages
