@@ -75,6 +75,11 @@ def contiguous_range(num_samples: int, rank: int, world_size: int) -> range:
     return range(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
 
 
+def num_boundaries(num_samples: int, batch_size: int, world_size: int) -> int:
+    """Batches of the rank that has the most: all ranks meet at so many boundaries."""
+    return -(-len(contiguous_range(num_samples, world_size - 1, world_size)) // batch_size)
+
+
 @torch.no_grad()
 def extract_features(
     backbone: Backbone,
@@ -96,14 +101,12 @@ def extract_features(
         Request(np.arange(start, min(start + images.batch_size, own.stop)), None, (images.view,), seed=0)
         for start in starts
     )
-    largest = contiguous_range(len(source), collectives.world_size - 1, collectives.world_size)  # never shorter
-    num_boundaries = -(-len(largest) // images.batch_size)
     raw = RawFeatures(len(own), backbone.num_features, images.memory_limit_bytes)
     was_training = backbone.training
     backbone.eval()
     try:
         batches = load_batches(source, requests, images.num_workers)
-        for _ in range(num_boundaries):
+        for _ in range(num_boundaries(len(source), images.batch_size, collectives.world_size)):
             batch = next(batches, None)
             if batch is not None:
                 raw.failures.update(batch.failures)

@@ -203,14 +203,21 @@ class _Run:
         return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
 
     def train_and_score(self) -> None:
+        digest = identity_digest(self.config, self.fingerprint)
         checkpointer = Checkpointer(
             self.run_directory,
             self.attempt,
             self.collectives,
-            identity_digest(self.config, self.fingerprint),
+            digest,
             keep=self.config.checkpoint.keep,
         )
+        was_configured = self.collectives.on_main(lambda: self.run_directory.storage.exists(CONFIG))
         found = checkpointer.begin()
+        if found and not was_configured and found.commit.identity_digest != digest:
+            raise UsageError(
+                f"{self.run_directory} has lost its {CONFIG}, and checkpoint {found.name} was written with another "
+                "config: give the config that the run was started with, or a new run.dir"
+            )
         if self.collectives.is_main:
             self.run_directory.storage.write_bytes(CONFIG, to_yaml(self.config).encode())
             if not self.run_directory.storage.exists(KEYS):

@@ -5,6 +5,7 @@ Shapes: H held-out images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from dcdist.clustering.types import UNASSIGNED, Clustering
 from dcdist.data.loader import Request, load_batches
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
-from dcdist.features import ImagePass, contiguous_range, extract_features, transform_features
+from dcdist.features import ImagePass, contiguous_range, extract_features, num_boundaries, transform_features
 from dcdist.methods.base import Method
 
 
@@ -28,9 +29,11 @@ class HeldOut:
     images: ImagePass
     collectives: Collectives
 
-    def assign(self, method: Method, pca: PCA | None, clustering: Clustering) -> torch.Tensor:
+    def assign(
+        self, method: Method, pca: PCA | None, clustering: Clustering, at_boundary: Callable[[], None]
+    ) -> torch.Tensor:
         """The nearest cluster [H] int32 of each image under the first head, on every rank. Collective."""
-        raw = extract_features(method.backbone, self.source, self.images, self.collectives)
+        raw = extract_features(method.backbone, self.source, self.images, self.collectives, at_boundary)
         shard = transform_features(raw, pca)
         nearest, _ = nearest_centroids(shard.features, clustering.heads[0].centroids)
         targets = torch.full((len(self.source),), UNASSIGNED, dtype=torch.int32)
@@ -39,7 +42,7 @@ class HeldOut:
         return targets
 
     @torch.no_grad()
-    def loss(self, method: Method, targets: torch.Tensor) -> float:
+    def loss(self, method: Method, targets: torch.Tensor, at_boundary: Callable[[], None]) -> float:
         """The mean loss against `targets` [H], in evaluation mode and with evaluation crops. Collective."""
         with_target = np.flatnonzero(targets.numpy() >= 0)
         own = contiguous_range(len(with_target), self.collectives.rank, self.collectives.world_size)
@@ -48,7 +51,12 @@ class HeldOut:
         requests = (Request(ids, targets.numpy()[ids].astype(np.int64), (self.images.view,), seed=0) for ids in chunks)
         method.eval()
         total = torch.zeros(2, dtype=torch.float64)  # sum of losses, number of images
-        for batch in load_batches(self.source, requests, self.images.num_workers):
+        batches = load_batches(self.source, requests, self.images.num_workers)
+        for _ in range(num_boundaries(len(with_target), self.images.batch_size, self.collectives.world_size)):
+            at_boundary()
+            batch = next(batches, None)
+            if batch is None:
+                continue
             prepared = self.images.preparation.evaluate(batch.to(self.images.numerics.device))
             with self.images.numerics.autocast():
                 outputs = method({"heldout": prepared})

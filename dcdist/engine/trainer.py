@@ -129,7 +129,9 @@ class Trainer:
     def adopt(self, clustering: Clustering, pca: PCA | None, epoch: int) -> None:
         """Makes the clusters the targets, then saves: a preemption never changes or repeats a finished clustering."""
         fault_point("adopt:begin")
-        heldout_targets = self.heldout.assign(self.method, pca, clustering) if self.heldout else None
+        heldout_targets = None
+        if self.heldout:
+            heldout_targets = self.heldout.assign(self.method, pca, clustering, self.boundary.between_steps)
         forgotten = self.method.adopt(clustering, torch_generator(self.seed, "adopt", epoch))
         self.training_step.optimizer.forget(forgotten)
         self.journal.clustering(self.adopted.clustering, clustering, self.source.labels)
@@ -182,7 +184,7 @@ class Trainer:
         fault_point("record:begin")
         heldout_loss = None
         if self.heldout and self.adopted.heldout_targets is not None:
-            heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets)
+            heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets, self.boundary.between_steps)
         self.journal.epoch(heldout_loss)
         if self.adopted.clustering and self.progress.clustered_epoch == epoch:
             self.write_assignments(self.adopted.clustering, epoch)

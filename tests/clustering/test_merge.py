@@ -81,5 +81,7 @@ def test_agrees_with_ward_linkage_of_each_centroid_repeated_as_often_as_its_size
 
 @pytest.mark.parametrize("num_merged", [0, 4])
 def test_a_number_out_of_range_is_refused(num_merged: int) -> None:
-    with pytest.raises(UsageError, match=f"cannot merge 3 clusters to {num_merged}: readout.merge_to must lie between 1"):
+    with pytest.raises(
+        UsageError, match=f"cannot merge 3 clusters to {num_merged}: readout.merge_to must lie between 1"
+    ):
         merge_clusters(torch.zeros(3, 2), torch.ones(3), num_merged)

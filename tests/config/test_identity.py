@@ -68,7 +68,8 @@ def test_digest_does_not_depend_on_how_a_number_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "microbatch_size"), [(256, 32), (512, 64), (128, 32), (64, 32), (100, 50), (96, 48), (48, 48), (7, 7)]
+    ("batch_size", "microbatch_size"),
+    [(256, 32), (512, 64), (128, 32), (64, 32), (100, 50), (96, 48), (48, 48), (7, 7)],
 )
 def test_automatic_microbatches_are_up_to_eight_of_at_least_32(batch_size: int, microbatch_size: int) -> None:
     resolved = resolve_autos(config(train={"batch_size": batch_size}), has_bfloat16=False)

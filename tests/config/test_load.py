@@ -129,7 +129,10 @@ def test_everything_wrong_is_said_at_once_a_line_a_key(write) -> None:
         (BASE + "train:\n", "train=None: Input should be a valid dictionary"),
         (BASE + "views: {scale: [0.5, 0.1]}\n", "views.scale=[0.5, 0.1]: a range begins with its lower end"),
         (BASE + "train: {batch_size: 9, microbatch_size: 2}\n", ": train.microbatch_size=2 does not divide"),
-        (BASE + "stages: [{name: a, train: {num_epochs: 0}}]\n", "stages.a: train.num_epochs=0: Input should be greater"),
+        (
+            BASE + "stages: [{name: a, train: {num_epochs: 0}}]\n",
+            "stages.a: train.num_epochs=0: Input should be greater",
+        ),
         (BASE + "stages: [{train: {num_epochs: 1}}]\n", "each stage has a name"),
         (BASE + "stages: {a: {}}\n", "stages is a list of mappings, each with a name, not {'a': {}}"),
         (BASE + "stages: 5\n", "stages is a list of mappings, each with a name, not 5"),
@@ -143,7 +146,13 @@ def test_a_wrong_value_is_named_with_its_key(write, text: str, message: str) -> 
 
 
 def test_overrides_are_yaml_and_apply_in_order(write) -> None:
-    overrides = ["train.learning_rate=1e-3", "train.num_epochs=4", "train.num_epochs=6", "data.split=", "run.dir=s3://b/x"]
+    overrides = [
+        "train.learning_rate=1e-3",
+        "train.num_epochs=4",
+        "train.num_epochs=6",
+        "data.split=",
+        "run.dir=s3://b/x",
+    ]
     overrides += ["views.scale=[0.3, 0.9]", "readout={num_clusters: 7, whiten: false}", "data.root=2024-01-01"]
     config = load_config(write("run: {dir: r}\ndata: {root: d, split: train}\n"), overrides)
     assert (config.train.learning_rate, config.train.num_epochs, config.data.split) == (1e-3, 6, None)

@@ -98,7 +98,11 @@ def test_every_section_refuses_unknown_keys() -> None:
         ("views", {"std": [0.2, 0.0, 0.2]}, "greater than 0"),
         ("views", {"image_size": 64, "resize": 32}, "resize=32 is too small to cut views.image_size=64"),
         ("views", {"hue": 0.6}, "less than or equal to 0.5"),
-        ("train", {"batch_size": 100, "microbatch_size": 30}, "microbatch_size=30 does not divide train.batch_size=100"),
+        (
+            "train",
+            {"batch_size": 100, "microbatch_size": 30},
+            "microbatch_size=30 does not divide train.batch_size=100",
+        ),
         ("train", {"microbatch_size": "half"}, "'auto'"),
         ("train", {"learning_rate": 0.0}, "greater than 0"),
         ("train", {"learning_rate": float("nan")}, "finite"),
@@ -135,7 +139,12 @@ def test_a_stage_overrides_the_top_level_key_by_key() -> None:
         stages=[{"name": "a"}, {"name": "b", "train": {"num_epochs": 2}, "clustering": {"num_clusters": 9}}],
     )
     first, second = experiment.resolved_stages()
-    assert (first.name, first.train.num_epochs, first.train.batch_size, first.clustering.num_clusters) == ("a", 7, 64, 5)
+    assert (first.name, first.train.num_epochs, first.train.batch_size, first.clustering.num_clusters) == (
+        "a",
+        7,
+        64,
+        5,
+    )
     assert (second.name, second.train.num_epochs, second.train.batch_size, second.clustering.num_clusters) == (
         "b",
         2,

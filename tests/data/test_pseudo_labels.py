@@ -86,9 +86,14 @@ def share_of_the_large_cluster(assignments: np.ndarray, draws: np.ndarray) -> fl
 
 def test_reference_draws_a_cluster_by_its_mass_as_the_published_code_does() -> None:
     assignments, num_draws = CASES["skewed"]
-    published = np.mean([share_of_the_large_cluster(assignments, published_draws(assignments, num_draws, s)) for s in range(5)])
+    published = np.mean(
+        [share_of_the_large_cluster(assignments, published_draws(assignments, num_draws, s)) for s in range(5)]
+    )
     reference = np.mean(
-        [share_of_the_large_cluster(assignments, draw_reference(assignments, num_draws, generator(s))) for s in range(5)]
+        [
+            share_of_the_large_cluster(assignments, draw_reference(assignments, num_draws, generator(s)))
+            for s in range(5)
+        ]
     )
     uniform = share_of_the_large_cluster(assignments, draw_uniform(assignments, num_draws, generator()))
     assert uniform == pytest.approx(0.1, abs=1e-4)

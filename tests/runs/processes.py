@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ class RunningRun:
     """The ranks of a run that was started."""
 
     processes: Sequence[Any]
+    errors_file: Path  # what all ranks write to stderr
+
+    def errors(self) -> str:
+        return self.errors_file.read_text()
 
     def wait(self, seconds: float = 120) -> list[int]:
         """Exit codes in rank order (negative: the signal); a rank that does not end in time is killed and fails."""
@@ -43,14 +49,31 @@ class RunningRun:
         for process in self.processes if rank is None else [self.processes[rank]]:
             os.kill(process.pid, number)
 
+    def wait_until_stopped(self, rank: int = 0) -> None:
+        """Returns when SIGSTOP has stopped the rank."""
+        deadline = time.monotonic() + 60
+        status = Path(f"/proc/{self.processes[rank].pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline, f"rank {rank} was not stopped within 60 s"
+            time.sleep(0.005)
+
 
 def start_run(
-    config: Path, overrides: Sequence[str] = (), num_processes: int = 1, environment: dict[str, str] | None = None
+    config: Path,
+    overrides: Sequence[str] = (),
+    num_processes: int = 1,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> RunningRun:
-    """`dcdist train CONFIG OVERRIDES...` on so many ranks, each one thread."""
+    """`dcdist train CONFIG OVERRIDES...` on so many ranks, each one thread.
+
+    `prepare` (it pickles) is called in each rank first.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    handle, errors_file = tempfile.mkstemp(prefix="stderr-", dir=config.parent)
+    os.close(handle)
     processes = []
     for rank in range(num_processes):
         place = {
@@ -64,14 +87,23 @@ def start_run(
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
         arguments = ["train", str(config), "launch.threads_per_process=1", *overrides]
-        process = _SERVER.Process(target=_rank, args=(arguments, {**place, **(environment or {})}))
+        process = _SERVER.Process(
+            target=_rank, args=(arguments, {**place, **(environment or {})}, errors_file, prepare)
+        )
         process.start()
         processes.append(process)
-    return RunningRun(processes)
+    return RunningRun(processes, Path(errors_file))
 
 
-def _rank(arguments: list[str], environment: dict[str, str]) -> None:
+def _rank(
+    arguments: list[str], environment: dict[str, str], errors_file: str, prepare: Callable[[], None] | None
+) -> None:
     os.environ.update(environment)
+    descriptor = os.open(errors_file, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+    if prepare is not None:
+        prepare()
     from dcdist.cli import main
 
     sys.argv = ["dcdist", *arguments]
@@ -81,6 +113,17 @@ def _rank(arguments: list[str], environment: dict[str, str]) -> None:
 def run(config: Path, overrides: Sequence[str] = (), num_processes: int = 1, **environment: str) -> list[int]:
     """Starts a run and waits for its exit codes."""
     return start_run(config, overrides, num_processes, environment).wait()
+
+
+def run_to_message(
+    config: Path, overrides: Sequence[str] = (), num_processes: int = 1, prepare: Callable[[], None] | None = None
+) -> tuple[int, str]:
+    """Starts a run and waits: its exit code, the same on every rank, and its stderr, which shows no traceback."""
+    running = start_run(config, overrides, num_processes, prepare=prepare)
+    codes = running.wait()
+    assert len(set(codes)) == 1, f"{codes}: {running.errors()}"
+    assert "Traceback" not in running.errors(), running.errors()
+    return codes[0], running.errors()
 
 
 def write_config(path: Path, values: dict[str, Any]) -> Path:

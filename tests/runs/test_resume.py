@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dcdist.run_directory import RunDirectory
+from tests.runs.observation import ask_at_every_boundary
 from tests.runs.processes import assert_same_state, final_state, run, start_run
 
 # label:count of a point that the run passes; the first clustering, then later ones, the middle of an epoch, the end
@@ -97,18 +97,11 @@ def test_every_step_is_trained_once_when_preempted_at_each(
 def test_a_stop_request_saves_and_a_later_start_runs_on(
     undisturbed: dict[int, dict[str, Any]], config: Path, tmp_path: Path
 ) -> None:
-    slow = start_run(config, environment={"DCDIST_FAULT": "train:step:9:*:SIGSTOP"})
-    run_directory = RunDirectory(str(tmp_path / "run"))
-    _wait_until_stopped(slow.processes[0].pid)
-    assert run_directory.request_stop() == 1
+    slow = start_run(config, environment={"DCDIST_FAULT": "train:step:9:*:SIGSTOP"}, prepare=ask_at_every_boundary)
+    slow.wait_until_stopped()
+    assert RunDirectory(str(tmp_path / "run")).request_stop() == 1
     slow.signal(signal.SIGCONT)
     assert slow.wait() == [3]
+    assert "StopRequested: a stop was requested" in slow.errors()
     assert run(config) == [0]
     assert_same_state(final_state(tmp_path / "run"), undisturbed[1])
-
-
-def _wait_until_stopped(process: int) -> None:
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
