@@ -51,11 +51,12 @@ class AdoptedClustering:
     def __init__(self) -> None:
         self.clustering: Clustering | None
         self.pca: PCA | None
-        self.heldout_targets: torch.Tensor | None  # [number of held-out images] int32
+        self.heldout_targets: torch.Tensor | None  # [number of held-out images] int32; None until they are computed
         self.clear()
 
-    def set(self, clustering: Clustering, pca: PCA | None, heldout_targets: torch.Tensor | None) -> None:
-        self.clustering, self.pca, self.heldout_targets = clustering, pca, heldout_targets
+    def set(self, clustering: Clustering, pca: PCA | None) -> None:
+        """The targets of the held-out images come later."""
+        self.clustering, self.pca, self.heldout_targets = clustering, pca, None
 
     def clear(self) -> None:
         """Before the first clustering of a stage."""

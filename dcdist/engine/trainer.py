@@ -88,6 +88,7 @@ class Trainer:
             with self.journal.phase("cluster"):
                 clustering = self.cluster(shard, epoch)
             self.adopt(clustering, pca, epoch)
+        self.assign_heldout()
         plan = self.method.plan_epoch(epoch, self.adopted.clustering)
         with self.journal.phase("train"):
             for microbatches, seeds in self.load_steps(plan, epoch):
@@ -95,10 +96,14 @@ class Trainer:
                 self.progress.advance_step()
                 self.journal.step(losses, learning_rate)
                 fault_point("train:step")
-                self.boundary.at_step(self.progress.step, save=lambda: self.save("train"))
+                self.after_step()
         self.record(epoch)
         self.progress.advance_epoch()
         self.save("train")
+
+    def after_step(self) -> None:
+        """A boundary where steps may wait for a checkpoint that holds them."""
+        self.boundary.at_step(self.progress.step, save=lambda: self.save("train"))
 
     def clustering_is_due(self, epoch: int) -> bool:
         """Whether the epoch starts with a clustering that no checkpoint holds yet."""
@@ -129,15 +134,20 @@ class Trainer:
     def adopt(self, clustering: Clustering, pca: PCA | None, epoch: int) -> None:
         """Makes the clusters the targets, then saves: a preemption never changes or repeats a finished clustering."""
         fault_point("adopt:begin")
-        heldout_targets = None
-        if self.heldout:
-            heldout_targets = self.heldout.assign(self.method, pca, clustering, self.boundary.between_steps)
         forgotten = self.method.adopt(clustering, torch_generator(self.seed, "adopt", epoch))
         self.training_step.optimizer.forget(forgotten)
         self.journal.clustering(self.adopted.clustering, clustering, self.source.labels)
-        self.adopted.set(clustering, pca, heldout_targets)
+        self.adopted.set(clustering, pca)
         self.progress.clustered_epoch = epoch
         self.save("clustered")
+
+    def assign_heldout(self) -> None:
+        """Targets of the held-out images, once a clustering: after its checkpoint, so that it waits for nothing."""
+        clustering = self.adopted.clustering
+        if self.heldout and clustering and self.adopted.heldout_targets is None:
+            self.adopted.heldout_targets = self.heldout.assign(
+                self.method, self.adopted.pca, clustering, self.boundary.between_steps
+            )
 
     def load_steps(self, plan: EpochPlan, epoch: int) -> Iterator[tuple[list[Microbatch], list[int]]]:
         """This rank's microbatches of every step of the plan that is left, prepared on the device, with their seeds."""
@@ -184,7 +194,7 @@ class Trainer:
         fault_point("record:begin")
         heldout_loss = None
         if self.heldout and self.adopted.heldout_targets is not None:
-            heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets, self.boundary.between_steps)
+            heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets, self.after_step)
         self.journal.epoch(heldout_loss)
         if self.adopted.clustering and self.progress.clustered_epoch == epoch:
             self.write_assignments(self.adopted.clustering, epoch)

@@ -66,7 +66,8 @@ def clustering() -> Clustering:
 def test_the_adopted_clustering_survives_a_checkpoint() -> None:
     pca = PCA(torch.ones(3), torch.eye(3)[:, :2], torch.tensor([2.0, 1.0], dtype=torch.float64), 2)
     adopted = AdoptedClustering()
-    adopted.set(clustering(), pca, torch.tensor([1, 0], dtype=torch.int32))
+    adopted.set(clustering(), pca)
+    adopted.heldout_targets = torch.tensor([1, 0], dtype=torch.int32)
     other = AdoptedClustering()
     other.load_state_dict(stored(adopted.state_dict()))
 
@@ -89,14 +90,14 @@ def test_the_adopted_clustering_survives_a_checkpoint() -> None:
 
 def test_nothing_adopted_survives_a_checkpoint_too() -> None:
     adopted = AdoptedClustering()
-    adopted.set(clustering(), None, None)
+    adopted.set(clustering(), None)
     adopted.load_state_dict(stored(AdoptedClustering().state_dict()))
     assert (adopted.clustering, adopted.pca, adopted.heldout_targets) == (None, None, None)
 
 
 def test_a_clustering_without_pca_and_held_out_images() -> None:
     adopted, other = AdoptedClustering(), AdoptedClustering()
-    adopted.set(clustering(), None, None)
+    adopted.set(clustering(), None)
     other.load_state_dict(stored(adopted.state_dict()))
     assert other.clustering is not None
     assert (other.pca, other.heldout_targets) == (None, None)

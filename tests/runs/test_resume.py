@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from dcdist.metrics.jsonl import read_metrics
 from dcdist.run_directory import RunDirectory
-from tests.runs.observation import ask_at_every_boundary
-from tests.runs.processes import assert_same_state, final_state, run, start_run
+from dcdist.storage import open_storage
+from tests.runs.conftest import experiment
+from tests.runs.observation import RecordSteps, ask_at_every_boundary, trained_samples
+from tests.runs.processes import assert_same_state, final_state, run, start_run, write_config
 
 # label:count of a point that the run passes; the first clustering, then later ones, the middle of an epoch, the end
 POINTS = [
@@ -92,6 +98,44 @@ def test_every_step_is_trained_once_when_preempted_at_each(
     assert code == 0
     assert num_starts == 21, "one start for each of 3 x 7 steps"
     assert_same_state(final_state(tmp_path / "run"), undisturbed[1])
+
+
+@pytest.fixture(scope="module")
+def heldout_file(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
+    """The digits as a Parquet file, every fifth held out."""
+    file = tmp_path_factory.mktemp("heldout") / "digits.parquet"
+    images = [image.read_bytes() for image in sorted(digits_folder.rglob("*.png"))]
+    splits = ["test" if number % 5 == 0 else "train" for number in range(len(images))]
+    pq.write_table(pa.table({"image": images, "split": splits}), file)
+    return file
+
+
+def test_signals_among_held_out_images_lose_no_step_and_no_clustering(heldout_file: Path, tmp_path: Path) -> None:
+    def config(name: str) -> Path:
+        values = experiment(heldout_file, tmp_path / name)
+        values["data"] |= {"split": "train", "heldout_split": "test"}
+        values["checkpoint"]["every_num_steps"] = None
+        return write_config(tmp_path / f"{name}.yaml", values)
+
+    assert run(config("undisturbed")) == [0]
+    record = RecordSteps(tmp_path)
+    # Batches of features of an epoch: three of training images, one of held-out ones.
+    for point in ("features:batch:4", "record:begin:1", "features:batch:4", "record:begin:1"):
+        running = start_run(config("run"), environment={"DCDIST_FAULT": f"{point}:*:SIGTERM"}, prepare=record)
+        assert running.wait() == [75], running.errors()
+    running = start_run(config("run"), prepare=record)
+    assert running.wait() == [0], running.errors()
+    samples, _ = trained_samples(tmp_path)
+    assert list(samples) == list(range(3 * 5)), "each step once"
+    assert_same_state(final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed"))
+    records = read_metrics(open_storage(tmp_path / "run"))
+    clusterings = [record for record in records if record["kind"] == "clustering"]
+    assert [(record["epoch"], record["step"]) for record in clusterings] == [(0, 0), (1, 5), (2, 10)]
+    held_out = [
+        record["heldout_loss"] for record in read_metrics(open_storage(tmp_path / "run")) if record["kind"] == "epoch"
+    ]
+    assert len(held_out) == 3
+    assert all(math.isfinite(loss) for loss in held_out)
 
 
 def test_a_stop_request_saves_and_a_later_start_runs_on(
