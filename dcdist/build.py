@@ -131,7 +131,7 @@ def build_images(stage: StageConfig, numerics: Numerics, num_workers: int) -> Im
     )
 
 
-def build_kmeans(clustering: ClusteringSection, num_clusters: int, device: torch.device) -> KMeans:
+def build_kmeans(clustering: ClusteringSection, num_clusters: int, devices: tuple[torch.device, ...]) -> KMeans:
     return KMeans(
         num_clusters=num_clusters,
         num_iterations=clustering.num_iterations,
@@ -139,7 +139,7 @@ def build_kmeans(clustering: ClusteringSection, num_clusters: int, device: torch
         gather_limit_gib=clustering.gather_limit_gib,
         spherical=clustering.spherical,
         engine=clustering.engine,
-        devices=(device,),
+        devices=devices,
     )
 
 
@@ -214,6 +214,7 @@ class Surroundings:
     heldout_source: ImageSource | None
     backbone: Backbone
     numerics: Numerics
+    devices: tuple[torch.device, ...]  # this process's own, then those of the machine's other processes
     num_workers: int
     collectives: Collectives
     boundary: Boundary
@@ -256,12 +257,11 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         journal.flush()  # refuses a state whose loss is not finite
         shared.save(states, kind)
 
-    device = shared.numerics.device
     heldout = HeldOut(shared.heldout_source, images, shared.collectives) if shared.heldout_source else None
     trainer = Trainer(
         method=method,
         training_step=TrainingStep(method, optimizer, shared.numerics, shared.collectives, num_microbatches),
-        clusterer=build_kmeans(stage.clustering, stage.clustering.num_clusters, device),
+        clusterer=build_kmeans(stage.clustering, stage.clustering.num_clusters, shared.devices),
         reduction=FeatureReduction(stage.features.pca_dimensions, stage.features.whiten, stage.features.epsilon),
         source=shared.source,
         heldout=heldout,
@@ -281,13 +281,13 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         microbatch_size=train.microbatch_size,
         undecodable_is_fatal=shared.config.data.undecodable == "fail",
     )
-    return Stage(stage.name, trainer, build_readout(stage, device), states)
+    return Stage(stage.name, trainer, build_readout(stage, shared.devices), states)
 
 
-def build_readout(stage: StageConfig, device: torch.device) -> ReadoutRecipe:
+def build_readout(stage: StageConfig, devices: tuple[torch.device, ...]) -> ReadoutRecipe:
     readout, features = stage.readout, stage.features
     return ReadoutRecipe(
-        kmeans=build_kmeans(stage.clustering, readout.num_clusters or stage.clustering.num_clusters, device),
+        kmeans=build_kmeans(stage.clustering, readout.num_clusters or stage.clustering.num_clusters, devices),
         merge_to=readout.merge_to,
         pca_dimensions=features.pca_dimensions if readout.pca_dimensions == "auto" else readout.pca_dimensions,
         whiten=features.whiten if readout.whiten == "auto" else readout.whiten,

@@ -40,9 +40,12 @@ class ImagePass:
 
 
 class RawFeatures:
-    """This rank's raw rows in half precision, in memory or, past the limit, in a memory-mapped temporary file."""
+    """This rank's raw rows in half precision, in memory or, past the limit, in a memory-mapped temporary file.
 
-    def __init__(self, capacity: int, dimensions: int, memory_limit_bytes: int) -> None:
+    What is computed from them is computed on `device`, a block at a time.
+    """
+
+    def __init__(self, capacity: int, dimensions: int, memory_limit_bytes: int, device: torch.device) -> None:
         self.sample_ids = torch.empty(capacity, dtype=torch.int64)
         self.failures: dict[int, str] = {}
         num_elements = capacity * dimensions
@@ -52,6 +55,7 @@ class RawFeatures:
             self._file = tempfile.NamedTemporaryFile(prefix="dcdist-features-")  # noqa: SIM115 (gone with this object)
             rows = torch.from_file(self._file.name, shared=True, size=num_elements, dtype=torch.half)
         self._rows = rows.view(capacity, dimensions)
+        self._device = device
         self._count = 0
 
     def append(self, sample_ids: torch.Tensor, rows: torch.Tensor) -> None:
@@ -65,9 +69,9 @@ class RawFeatures:
         return self.sample_ids[: self._count]
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The rows [n, D] in order, a block [b, D] of half precision at a time."""
+        """The rows [n, D] in order, a block [b, D] of half precision at a time, on the device."""
         for start in range(0, self._count, _ROWS_A_BLOCK):
-            yield self._rows[start : min(start + _ROWS_A_BLOCK, self._count)]
+            yield self._rows[start : min(start + _ROWS_A_BLOCK, self._count)].to(self._device)
 
 
 def contiguous_range(num_samples: int, rank: int, world_size: int) -> range:
@@ -101,7 +105,7 @@ def extract_features(
         Request(np.arange(start, min(start + images.batch_size, own.stop)), None, (images.view,), seed=0)
         for start in starts
     )
-    raw = RawFeatures(len(own), backbone.num_features, images.memory_limit_bytes)
+    raw = RawFeatures(len(own), backbone.num_features, images.memory_limit_bytes, images.numerics.device)
     was_training = backbone.training
     backbone.eval()
     try:
@@ -154,7 +158,7 @@ def reduce_features(
 
 def transform_features(raw: RawFeatures, pca: PCA | None) -> FeatureShard:
     """Raw rows [n, D] -> [n, d] by a transform that was fitted before (None: L2 normalisation alone)."""
-    blocks = [l2_normalize(pca.transform(block) if pca else block.float()) for block in raw.blocks()]
+    blocks = [l2_normalize(pca.transform(block) if pca else block.float()).cpu() for block in raw.blocks()]
     rows = torch.cat(blocks) if blocks else torch.empty(0, len(pca.eigenvalues) if pca else raw._rows.shape[1])
     return FeatureShard(raw.ids(), rows)
 

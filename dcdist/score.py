@@ -91,7 +91,7 @@ def _labelled_features(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Raw features [N, D] and labels [N] of the labelled images on rank 0. Collective."""
     raw = extract_features(backbone, source, images, shared.collectives, shared.boundary.between_steps)
-    blocks = [block.float() for block in raw.blocks()]
+    blocks = [block.float().cpu() for block in raw.blocks()]
     own = torch.cat(blocks) if blocks else torch.empty(0, backbone.num_features)
     features = shared.collectives.gather_rows(own)
     sample_ids = shared.collectives.gather_rows(raw.ids())

@@ -53,7 +53,7 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
         keep_freed_memory()
     try:
         collectives = join(place, device, config.launch.collective_timeout_seconds)
-        code = _Run(config, collectives, device, signals).run()
+        code = _Run(config, collectives, devices_of_machine(device, place), signals).run()
     except DcdistError as error:
         _say(place, error)
         code = error.exit_code
@@ -71,6 +71,14 @@ def choose_device(wanted: str, place: Place) -> torch.device:
     device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def devices_of_machine(own: torch.device, place: Place) -> tuple[torch.device, ...]:
+    """This process's device, then the GPUs of the job's other processes on this machine, as far as it sees them."""
+    if own.type == "cpu":
+        return (own,)
+    seen = range(min(place.local_world_size, torch.cuda.device_count()))
+    return (own, *(torch.device("cuda", index) for index in seen if index != own.index))
 
 
 def set_threads(wanted: int | str, place: Place) -> None:
@@ -115,10 +123,14 @@ class _Run:
 
     given: ExperimentConfig
     collectives: Collectives
-    device: torch.device
+    devices: tuple[torch.device, ...]  # this process's own first
     signals: SignalFlag
     config: ExperimentConfig = field(init=False)
     attempt: Attempt = field(init=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.devices[0]
 
     def run(self) -> ExitCode:
         self.run_directory = RunDirectory(self.given.run.dir)
@@ -245,6 +257,7 @@ class _Run:
             heldout_source=self.heldout,
             backbone=self.backbone,
             numerics=self.numerics(),
+            devices=self.devices,
             num_workers=self.num_workers(),
             collectives=self.collectives,
             boundary=Boundary(self.collectives, self.signals, clock, watch),

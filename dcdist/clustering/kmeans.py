@@ -69,7 +69,7 @@ class KMeans:
         gather_limit_gib: see placement.
         spherical: centroids are normalised after each update, for rows that are.
         engine: who computes distances, "torch" or "faiss"; "auto" is torch, which on a CPU is faster (scores.py).
-        devices: where this process's rows are sharded; no other is used.
+        devices: this process's own first, then those that rank 0 may shard gathered rows over; no other is used.
     """
 
     num_clusters: int
@@ -204,7 +204,8 @@ class _Fit:
         clock = [time.monotonic()]
         engine = "torch" if kmeans.engine == "auto" else kmeans.engine
         bits = fraction_bits(self.largest, self.num_rows)
-        rows = ShardedRows(shard.features, kmeans.devices, kmeans.num_clusters, engine, bits)
+        devices = kmeans.devices[:1] if placement == "distributed" else kmeans.devices
+        rows = ShardedRows(shard.features, devices, kmeans.num_clusters, engine, bits)
         initial = self.initial_centroids
         if initial is None:
             present = present_sample_ids(shard, self.num_samples, self.num_rows, collectives)

@@ -28,8 +28,8 @@ class PCA:
     numerical_rank: int  # how many of the d components carry more than rounding errors
 
     def transform(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [n, D] of any float type -> [n, d] float32."""
-        return (rows.float() - self.mean) @ self.projection
+        """Rows [n, D] of any float type -> [n, d] float32, where the rows lie."""
+        return (rows.float() - self.mean.to(rows.device)) @ self.projection.to(rows.device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The fields as tensors, for a checkpoint."""
@@ -60,7 +60,8 @@ def fit_pca(
     features do not vary would be blown up to noise of unit variance, or to inf.
 
     Args:
-        row_blocks: called twice; each call passes over this rank's rows in blocks [b, D] of any float type.
+        row_blocks: called twice; each call passes over this rank's rows in blocks [b, D] of any float type, on the
+            device that multiplies them.
         num_components: d.
         whiten: whether the components are scaled to unit variance.
         epsilon: share of the largest eigenvalue added to each before the root; above 0 where whiten is set.
@@ -133,11 +134,11 @@ def _moments(
     for block in row_blocks():
         for rows in torch.split(block, _ROWS_A_PRODUCT):
             # Float64 throughout: float32 products would drown eigenvalues below 1e-6 of the largest.
-            deviations = rows.double().cpu() - shift
-            # A symmetric update of one triangle, in place: half the work of a matrix product.
-            scipy.linalg.blas.dsyrk(1.0, deviations.numpy().T, beta=1.0, c=products.numpy().T, overwrite_c=True)
-            sums[:-1] += deviations.sum(0)
+            deviations = rows.double() - shift.to(rows.device)
+            products = _add_products(products, deviations)
+            sums[:-1] += deviations.sum(0).cpu()
             sums[-1] += len(rows)
+    products = products.cpu()
     collectives.all_reduce_sum(sums)
     num_rows = int(sums[-1])
     if min(num_rows, num_features) < num_components:
@@ -147,10 +148,19 @@ def _moments(
             f"{min(num_rows, num_features)}, or to null"
         )
     collectives.all_reduce_sum(products)
-    products += products.tril(-1).T  # the transposed view above made the upper triangle of BLAS this lower one
+    products = products.tril() + products.tril(-1).T
     offset = sums[:-1] / num_rows
     covariance = (products - num_rows * torch.outer(offset, offset)) / max(num_rows - 1, 1)
     return num_rows, shift + offset, covariance
+
+
+def _add_products(products: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Adds deviations^T deviations to the lower triangle of `products`, where the deviations lie; returns them."""
+    if deviations.device.type != "cpu":
+        return products.to(deviations.device).addmm_(deviations.T, deviations)
+    # A symmetric update of one triangle, in place: half the work of a matrix product. BLAS sees the transposed matrix.
+    scipy.linalg.blas.dsyrk(1.0, deviations.numpy().T, beta=1.0, c=products.numpy().T, overwrite_c=True)
+    return products
 
 
 def _largest_eigenpairs(covariance: torch.Tensor, num_components: int) -> tuple[torch.Tensor, torch.Tensor]:
