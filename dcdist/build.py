@@ -23,6 +23,7 @@ from dcdist.config.schema import (
     ViewsSection,
 )
 from dcdist.data.augment import BatchAugmentation
+from dcdist.data.loader import BatchLoader
 from dcdist.data.preparation import Preparation
 from dcdist.data.source import ImageSource, open_source
 from dcdist.data.transforms import View
@@ -120,13 +121,13 @@ def build_preparation(views: ViewsSection) -> Preparation:
     return Preparation(views.mean, views.std, augmentation)
 
 
-def build_images(stage: StageConfig, numerics: Numerics, num_workers: int) -> ImagePass:
+def build_images(stage: StageConfig, numerics: Numerics, loader: BatchLoader) -> ImagePass:
     return ImagePass(
         view=evaluation_view(stage.views),
         preparation=build_preparation(stage.views),
         numerics=numerics,
         batch_size=stage.features.batch_size,
-        num_workers=num_workers,
+        loader=loader,
         memory_limit_bytes=int(stage.features.memory_limit_gib * GIB),
     )
 
@@ -215,7 +216,7 @@ class Surroundings:
     backbone: Backbone
     numerics: Numerics
     devices: tuple[torch.device, ...]  # this process's own, then those of the machine's other processes
-    num_workers: int
+    loader: BatchLoader
     collectives: Collectives
     boundary: Boundary
     recorder: Recorder
@@ -242,7 +243,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         train.weight_decay,
         Schedule(train.learning_rate, train.schedule, train.warmup_steps, train.num_epochs * steps_per_epoch),
     )
-    images = build_images(stage, shared.numerics, shared.num_workers)
+    images = build_images(stage, shared.numerics, shared.loader)
     journal = Journal(
         shared.recorder,
         shared.collectives,

@@ -14,7 +14,7 @@ import torch
 
 from dcdist.clustering.pca import PCA, fit_pca, l2_normalize
 from dcdist.clustering.types import FeatureShard
-from dcdist.data.loader import Request, load_batches
+from dcdist.data.loader import BatchLoader, Request
 from dcdist.data.preparation import Preparation
 from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
@@ -35,7 +35,7 @@ class ImagePass:
     preparation: Preparation
     numerics: Numerics
     batch_size: int
-    num_workers: int
+    loader: BatchLoader
     memory_limit_bytes: int
 
 
@@ -109,7 +109,7 @@ def extract_features(
     was_training = backbone.training
     backbone.eval()
     try:
-        batches = load_batches(source, requests, images.num_workers)
+        batches = images.loader.load(source, requests)
         for _ in range(num_boundaries(len(source), images.batch_size, collectives.world_size)):
             batch = next(batches, None)
             if batch is not None:

@@ -20,7 +20,9 @@ from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
 from dcdist.config.identity import identity_digest, resolve_autos, resume_config
 from dcdist.config.load import parse_yaml, to_yaml, validate
-from dcdist.config.schema import ExperimentConfig
+from dcdist.config.schema import DataSection, ExperimentConfig
+from dcdist.data.loader import BatchLoader
+from dcdist.data.loader_processes import start_server
 from dcdist.distributed.collectives import Collectives, is_peer_lost
 from dcdist.distributed.process_group import Place, join, read_place
 from dcdist.engine.artefacts import assignments_table, keys_table, to_parquet
@@ -51,6 +53,8 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
     set_threads(config.launch.threads_per_process, place)
     if device.type == "cpu":
         keep_freed_memory()
+    if num_loader_processes(config.data, device) > 0:
+        start_server()
     try:
         collectives = join(place, device, config.launch.collective_timeout_seconds)
         code = _Run(config, collectives, devices_of_machine(device, place), signals).run()
@@ -85,6 +89,11 @@ def set_threads(wanted: int | str, place: Place) -> None:
     """Threads of torch: by default this machine's cores shared by its processes."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(wanted if isinstance(wanted, int) else max(1, cores // place.local_world_size))
+
+
+def num_loader_processes(data: DataSection, device: torch.device) -> int:
+    """Processes that decode images for this one."""
+    return data.num_workers if isinstance(data.num_workers, int) else DEFAULT_WORKERS[device.type]
 
 
 def keep_freed_memory() -> None:
@@ -251,6 +260,10 @@ class _Run:
                 data = to_parquet(assignments_table(clustering))
                 self.run_directory.storage.write_bytes(f"assignments/{name}.parquet", data)
 
+        sources = [self.source, self.heldout] if self.heldout else [self.source]
+        loader = BatchLoader(
+            sources, num_loader_processes(self.config.data, self.device), pin_memory=self.device.type == "cuda"
+        )
         shared = Surroundings(
             config=self.config,
             source=self.source,
@@ -258,7 +271,7 @@ class _Run:
             backbone=self.backbone,
             numerics=self.numerics(),
             devices=self.devices,
-            num_workers=self.num_workers(),
+            loader=loader,
             collectives=self.collectives,
             boundary=Boundary(self.collectives, self.signals, clock, watch),
             recorder=recorder,
@@ -279,6 +292,7 @@ class _Run:
             )
             self.score(last, shared)
         finally:
+            loader.close()
             recorder.close()
             if watch:
                 watch.close()
@@ -292,10 +306,6 @@ class _Run:
     def numerics(self) -> Numerics:
         train = self.config.train
         return Numerics(self.device, bfloat16=train.precision == "bf16", channels_last=bool(train.channels_last))
-
-    def num_workers(self) -> int:
-        wanted = self.config.data.num_workers
-        return wanted if isinstance(wanted, int) else DEFAULT_WORKERS[self.device.type]
 
     def record(self, recorder: Recorder, state: RunState, kind: RecordKind, **values: Any) -> None:
         progress = state.progress

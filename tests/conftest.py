@@ -15,7 +15,13 @@ import fsspec
 import pytest
 import torch
 
+from dcdist.data.loader_processes import start_server
+
 torch.set_num_threads(1)
+
+# Processes of the tests are forks of a server that has imported everything already. Started here, for what the product
+# itself would start imports less. torch._dynamo is what the first optimizer imports, for seconds.
+start_server(["dcdist.cli", "dcdist.worker", "dcdist.config.load", "torch._dynamo"])
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -14,7 +14,7 @@ import torch
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.search import nearest_centroids
 from dcdist.clustering.types import UNASSIGNED, Clustering
-from dcdist.data.loader import Request, load_batches
+from dcdist.data.loader import Request
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
 from dcdist.features import ImagePass, contiguous_range, extract_features, num_boundaries, transform_features
@@ -51,7 +51,7 @@ class HeldOut:
         requests = (Request(ids, targets.numpy()[ids].astype(np.int64), (self.images.view,), seed=0) for ids in chunks)
         method.eval()
         total = torch.zeros(2, dtype=torch.float64)  # sum of losses, number of images
-        batches = load_batches(self.source, requests, self.images.num_workers)
+        batches = self.images.loader.load(self.source, requests)
         for _ in range(num_boundaries(len(with_target), self.images.batch_size, self.collectives.world_size)):
             at_boundary()
             batch = next(batches, None)

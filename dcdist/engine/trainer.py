@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.types import Clusterer, Clustering, FeatureShard
 from dcdist.commits import Kind
-from dcdist.data.loader import Request, load_batches
+from dcdist.data.loader import Request
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.seeding import derive_seed, torch_generator
@@ -157,25 +157,20 @@ class Trainer:
             for step in range(self.progress.step_in_epoch, plan.num_steps)
             for number in own
         ]
-        loaders = {
-            name: load_batches(
-                self.source,
-                (
-                    Request(
-                        stream.sample_ids[position : position + self.microbatch_size],
-                        None if stream.targets is None else stream.targets[position : position + self.microbatch_size],
-                        stream.views,
-                        derive_seed(self.seed, epoch, name, position),
-                    )
-                    for position in positions
-                ),
-                self.images.num_workers,
+        requests = (
+            Request(
+                stream.sample_ids[position : position + self.microbatch_size],
+                None if stream.targets is None else stream.targets[position : position + self.microbatch_size],
+                stream.views,
+                derive_seed(self.seed, epoch, name, position),
             )
+            for position in positions
             for name, stream in plan.streams.items()
-        }
+        )
+        batches = self.images.loader.load(self.source, requests)
         for first in range(0, len(positions), len(own)):
             started = time.perf_counter()
-            loaded = [{name: next(loader) for name, loader in loaders.items()} for _ in own]
+            loaded = [{name: next(batches) for name in plan.streams} for _ in own]
             self.journal.waited_for_data(time.perf_counter() - started)
             microbatches: list[Microbatch] = [
                 {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -20,8 +21,6 @@ import yaml
 from safetensors.numpy import load_file
 
 _SERVER: Any = multiprocessing.get_context("forkserver")
-# torch._dynamo is what the first optimizer imports, for seconds.
-_SERVER.set_forkserver_preload(["dcdist.cli", "dcdist.worker", "dcdist.config.load", "torch._dynamo"])
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def start_run(
 def _rank(
     arguments: list[str], environment: dict[str, str], errors_file: str, prepare: Callable[[], None] | None
 ) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server's children begin with signals blocked
     os.environ.update(environment)
     descriptor = os.open(errors_file, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, sys.stderr.fileno())

@@ -54,6 +54,17 @@ def test_killed_at_a_labelled_point(
     assert_same_state(final_state(tmp_path / "run"), undisturbed[1])
 
 
+def test_killed_while_other_processes_load_images(
+    undisturbed: dict[int, dict[str, Any]], config: Path, tmp_path: Path
+) -> None:
+    overrides = ["data.num_workers=2"]
+    for point in ("features:batch:6", "train:step:9"):
+        assert run(config, overrides, DCDIST_FAULT=point) == [-signal.SIGKILL]
+    assert run(config, overrides, DCDIST_FAULT="train:step:2:*:SIGTERM") == [75]
+    assert run(config, overrides) == [0]
+    assert_same_state(final_state(tmp_path / "run"), undisturbed[1])
+
+
 @pytest.mark.parametrize(
     ("point", "placement"),
     [
