@@ -27,7 +27,7 @@ class ImageRow(NamedTuple):
 
 
 class Keys(Sequence[str]):
-    """N strings in Arrow's memory: no Python object a key, so forked workers share the pages."""
+    """N strings in Arrow's memory: no Python object a key, so that the copy of each loading process is small."""
 
     def __init__(self, strings: pa.Array) -> None:
         self._strings = strings
@@ -71,7 +71,7 @@ class Fingerprint:
 
 
 class ImageSource(ABC):
-    """N images with random access by sample_id 0..N-1. Reading is safe in forked workers; sources pickle.
+    """N images with random access by sample_id 0..N-1. Sources pickle: each loading process has a copy.
 
     Attributes:
         keys: N unique names, in the order that gives the sample_ids.
