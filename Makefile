@@ -36,7 +36,7 @@ bench: install
 	$(BIN)/python -m benchmarks.epoch
 
 gpu:
-	$(PYTHON) -m benchmarks.gpu
+	benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) runs

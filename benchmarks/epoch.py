@@ -11,26 +11,33 @@ Arguments a.b=value change the config of dcdist (configs/deepcluster_imagenette.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 
+from dcdist.config.identity import resolve_autos
+from dcdist.config.load import load_config
+from dcdist.config.schema import ExperimentConfig
 from dcdist.launch.base import JobSpec
-from dcdist.launch.local import LocalLauncher
+from dcdist.launch.local import LocalLauncher, local_job
 from dcdist.metrics.jsonl import read_metrics
+from dcdist.models.numerics import has_bfloat16
 from dcdist.storage import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIG = CHECKOUT / "configs" / "deepcluster_imagenette.yaml"
 DATA = CHECKOUT.parent / "shared" / "data" / "imagenette224_5k.parquet"
-FORWARD_REPEATS = 8
+BARE_REPEATS = 6
 Figures = dict[str, float]
+PLAIN, BARE = "plain recipe, fp32", "bare network, synthetic data"
 
 
 def write_images(data: Path, num_images: int, folder: Path) -> tuple[Path, Path]:
@@ -44,13 +51,12 @@ def write_images(data: Path, num_images: int, folder: Path) -> tuple[Path, Path]
     return folder / "images.parquet", folder / "images"
 
 
-def run_dcdist(overrides: Sequence[str], folder: Path) -> Figures:
+def run_dcdist(overrides: Sequence[str], num_images: int, folder: Path, config: Path = CONFIG) -> Figures:
     """The second epoch of a real run: its phases as its own metrics tell them."""
     run = tempfile.mkdtemp(prefix="run-", dir=folder)
-    _run([sys.executable, "-m", "dcdist", "train", str(CONFIG), *overrides, f"run.dir={run}"], folder)
+    _run([sys.executable, "-m", "dcdist", "train", str(config), *overrides, f"run.dir={run}"], folder)
     records = read_metrics(open_storage(run))
     epoch = next(record for record in records if record["kind"] == "epoch" and record["epoch"] == 1)
-    (num_images,) = {record["num_images"] for record in records if record.get("event") == "features"}
     seconds = epoch["seconds"]
     return {
         "features": num_images / seconds["features"],
@@ -68,11 +74,26 @@ def run_plain(arguments: Sequence[str], folder: Path) -> Figures:
     return figures
 
 
-def run_bare(job: JobSpec, folder: Path) -> Figures:
+def run_bare(config: ExperimentConfig, num_threads: int, folder: Path) -> Figures:
+    """The network alone on one random batch, in as many processes and threads as dcdist has."""
+    job = local_job(config.launch, ())
+    train, features = config.train, config.features
+    assert isinstance(train.microbatch_size, int)
+    sizes = {
+        "threads": num_threads // job.num_processes,
+        "batch-size": features.batch_size,
+        "microbatch-size": train.microbatch_size,
+        "num-microbatches": train.batch_size // train.microbatch_size // job.num_processes,
+        "num-clusters": config.clustering.num_clusters,
+        "repeats": BARE_REPEATS,
+    }
     output = folder / "bare.json"
-    LocalLauncher().submit(
-        JobSpec((*job.command, "--json", str(output)), job.num_processes, job.threads_per_process)
-    ).wait()
+    arguments = [f"--{name}={value}" for name, value in sizes.items()]
+    layout = "--channels-last" if train.channels_last else "--no-channels-last"
+    command = (sys.executable, "-m", "benchmarks.synthetic", *arguments, f"--precision={train.precision}", layout)
+    code = LocalLauncher().submit(JobSpec((*command, f"--json={output}"), job.num_processes, sizes["threads"])).wait()
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}")
     figures: Figures = json.loads(output.read_text())
     return figures
 
@@ -83,3 +104,89 @@ def _run(command: Sequence[str], folder: Path) -> str:
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {finished.returncode}:\n{finished.stdout}{finished.stderr}")
     return finished.stdout
+
+
+def best(rounds: Sequence[Figures]) -> Figures:
+    """Highest speeds, least seconds and waiting."""
+    return {
+        name: (max if name in ("features", "training") else min)(figures[name] for figures in rounds)
+        for name in rounds[0]
+    }
+
+
+def table(sides: dict[str, Figures]) -> str:
+    plain, bare = sides[PLAIN], sides[BARE]
+    lines = [
+        "| side | features, images/s | of plain | of bare | training, images/s | of plain | of bare "
+        "| waiting for data | clustering, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for side, figures in sides.items():
+        cells = [side]
+        for phase in ("features", "training"):
+            speed = figures[phase]
+            cells += [f"{speed:.1f}", f"{speed / plain[phase]:.2f}x", f"{speed / bare[phase]:.0%}"]
+        cells.append(f"{figures['data_wait_ratio']:.1%}" if "data_wait_ratio" in figures else "")
+        cells.append(f"{figures['clustering_seconds']:.2f}" if "clustering_seconds" in figures else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--num-images", type=int, default=768)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="where the figures go, too")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    arguments = parser.parse_args()
+    num_threads = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images, image_folder = write_images(arguments.data, arguments.num_images, folder)
+        overrides = [
+            f"data.root={images}",
+            "data.heldout_split=null",
+            "train.num_epochs=2",
+            "clustering.every_num_epochs=1",
+            "readout.num_restarts=1",
+            "evaluation.summary=false",
+            *arguments.overrides,
+        ]
+        config = load_config(CONFIG, overrides)
+        config = resolve_autos(config, has_bfloat16=has_bfloat16(torch.device("cpu")))
+        plain = {
+            "folder": image_folder,
+            "num-clusters": config.clustering.num_clusters,
+            "batch-size": config.train.batch_size,
+            "threads": num_threads,
+            "workers": local_job(config.launch, ()).num_processes,  # dcdist has one each
+        }
+        plain_arguments = [f"--{name}={value}" for name, value in plain.items()]
+        sides: dict[str, Callable[[], Figures]] = {
+            "dcdist": lambda: run_dcdist(overrides, arguments.num_images, folder),
+            PLAIN: lambda: run_plain(plain_arguments, folder),
+            "plain recipe, bf16, channels_last": lambda: run_plain(
+                [*plain_arguments, "--bfloat16", "--channels-last"], folder
+            ),
+            BARE: lambda: run_bare(config, num_threads, folder),
+        }
+        rounds: dict[str, list[Figures]] = {side: [] for side in sides}
+        for _ in range(arguments.repeats):
+            for side, measure in sides.items():
+                rounds[side].append(measure())
+    figures = {side: best(results) for side, results in rounds.items()}
+    print(
+        f"{arguments.num_images} images at 224, {config.train.batch_size} a step, K = "
+        f"{config.clustering.num_clusters}, {num_threads} threads, {config.launch.num_processes} processes of dcdist, "
+        f"best of {arguments.repeats}\n"
+    )
+    print(table(figures))
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"arguments": vars(arguments), "best": figures, "rounds": rounds}, default=str)
+        )
+
+
+if __name__ == "__main__":
+    main()

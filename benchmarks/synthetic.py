@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -131,6 +132,7 @@ def main() -> None:
     for name in ("threads", "batch-size", "microbatch-size", "num-microbatches", "num-clusters", "repeats"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--json", type=Path, help="where rank 0 writes the figures, too")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -148,7 +150,10 @@ def main() -> None:
     # Every process waits for the slowest in training; forward passes are summed over the processes.
     total = collectives.all_reduce_sum(torch.tensor(list(speeds.values()), dtype=torch.float64))
     if collectives.is_main:
-        print(json.dumps(dict(zip(speeds, total.tolist(), strict=True))), flush=True)
+        text = json.dumps(dict(zip(speeds, total.tolist(), strict=True)))
+        print(text, flush=True)
+        if arguments.json:
+            arguments.json.write_text(text)
     if dist.is_initialized():
         dist.destroy_process_group()
 

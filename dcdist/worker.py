@@ -53,6 +53,8 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
     set_threads(config.launch.threads_per_process, place)
     if device.type == "cpu":
         keep_freed_memory()
+    else:
+        choose_kernels(config.launch.deterministic)
     if num_loader_processes(config.data, device) > 0:
         start_server()
     try:
@@ -75,6 +77,14 @@ def choose_device(wanted: str, place: Place) -> torch.device:
     device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Of a GPU: those that give the same bits in every run, or the fastest."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is used first
+        torch.use_deterministic_algorithms(True, warn_only=True)  # a kernel that has no such form is named, and used
 
 
 def devices_of_machine(own: torch.device, place: Place) -> tuple[torch.device, ...]:

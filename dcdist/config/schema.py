@@ -192,6 +192,7 @@ class LaunchSection(Section):
     num_processes: Positive | Auto = key("auto", "auto: one a GPU, else one", PLACEMENT)
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda where there is a GPU", PLACEMENT)
     threads_per_process: Positive | Auto = key("auto", "auto: this machine's cores / its processes", PLACEMENT)
+    deterministic: bool = key(False, "on a GPU: slower kernels that give the same bits in every run", PLACEMENT)
     collective_timeout_seconds: PositiveFloat = key(
         1800.0, "a peer that does not answer for so long is lost; longer than one k-means iteration takes", PLACEMENT
     )
