@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,7 @@ def main() -> None:
             arguments.json.write_text(text)
     if dist.is_initialized():
         dist.destroy_process_group()
+        os._exit(0)  # gloo's threads were seen to abort the interpreter's end
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -125,11 +125,12 @@ def _say(place: Place, error: DcdistError) -> None:
         print(f"dcdist: {prefix}{error}", file=sys.stderr, flush=True)
 
 
-def _leave(code: ExitCode) -> None:
-    # A process group whose peers are gone can wait for them for ever when the interpreter takes it down.
+def _leave(code: ExitCode) -> NoReturn:
+    """Ends the process at once: taking down a process group at the interpreter's end can wait for ever for peers that
+    are gone, and was seen to abort a run that was done ("terminate called without an active exception").
+    """
     if code is ExitCode.DONE:
         dist.destroy_process_group()
-        return
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,0 +1,122 @@
+"""The command line: answers, exit codes, messages; nothing heavy is imported where nothing heavy is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dcdist.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of `dcdist ARGUMENTS`, run here."""
+    code = 0
+    try:
+        main(list(arguments))
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images of two classes, and one file that does not decode."""
+    for number in range(4):
+        folder = tmp_path / "images" / ("even", "odd")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8 + number, 8), (50 * number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "images" / "odd" / "broken.jpg").write_bytes(b"nothing")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["stop"], ["checkpoints"], ["data"], ["data", "pack"]])
+def test_help_and_missing_arguments(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, *command, "--help")
+    assert code == 0
+    assert "Usage:" in out
+    code, out, err = call(capsys, *command)
+    assert code == 2
+    assert "Usage:" in out + err
+
+
+def modules_of(*arguments: str) -> set[str]:
+    script = (
+        "import json, sys\n"
+        "from dcdist.cli import main\n"
+        f"try:\n    main({list(arguments)!r})\n"
+        "except SystemExit:\n    pass\n"
+        "print('MODULES', json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    return set(json.loads(done.stdout.rpartition("MODULES ")[2]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "configs/deepcluster_digits.yaml", "trian.num_epochs=2"]])
+def test_help_and_a_typo_need_no_torch(arguments: list[str]) -> None:
+    loaded = modules_of(*arguments)
+    assert not {"torch", "pyarrow", "sklearn", "numpy", "faiss"} & loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "configs/nothing.yaml"], "configs/nothing.yaml"),
+        (["train", "configs/deepcluster_digits.yaml", "train.num_epochs"], "train.num_epochs"),
+        (["train", "configs/deepcluster_digits.yaml", "train.lerning_rate=1"], "train.learning_rate"),
+        (["stop", "/nowhere/run"], "/nowhere/run"),
+        (["checkpoints", "/nowhere/run"], "/nowhere/run"),
+        (["data", "info", "/nowhere/images"], "/nowhere/images"),
+        (["data", "pack", "/nowhere/images", "/tmp/never-written"], "/nowhere/images"),
+    ],
+)
+def test_wrong_usage_is_said(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert words in err
+    assert err.startswith("dcdist: ")
+
+
+def test_yaml_that_does_not_parse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("run: {dir: [")
+    code, _, err = call(capsys, "train", str(tmp_path / "config.yaml"))
+    assert code == 2
+    assert f"{tmp_path / 'config.yaml'}" in err
+    assert "line 1" in err
+
+
+def test_info_and_pack(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "data", "info", str(images))
+    assert code == 0
+    assert "5 images" in out
+    assert "odd/broken.jpg" in out
+    code, out, _ = call(capsys, "data", "pack", str(images), str(tmp_path / "packed"))
+    assert code == 0
+    assert "5 images" in out
+    code, _, err = call(capsys, "data", "pack", str(images), str(tmp_path / "packed"))
+    assert code == 2
+    assert str(tmp_path / "packed") in err
+    assert "--overwrite" in err
+    assert call(capsys, "data", "pack", str(images), str(tmp_path / "packed"), "--overwrite")[0] == 0
+    code, out, _ = call(capsys, "data", "info", str(tmp_path / "packed"))
+    assert code == 0
+    assert "5 images" in out
+
+
+def test_make_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "data", "make-digits", str(tmp_path / "digits"))
+    assert code == 0
+    assert "1,797 images" in out
+    code, _, err = call(capsys, "data", "make-digits", str(tmp_path / "digits"))
+    assert code == 2
+    assert "--overwrite" in err
