@@ -177,8 +177,10 @@ class RunDirectory:
         """All checkpoints, the oldest first. Those that count are verified, which reads every byte of them.
 
         Raises:
-            UsageError: one was written by a dcdist with another format.
+            UsageError: there is no run, or one was written by a dcdist with another format.
         """
+        if not self.attempt_numbers():
+            raise UsageError(f"{self} has no attempts: is this a run's folder (run.dir)?")
         line = set(self.line())
         return [self._info(name, name in line) for name in list_checkpoints(self.storage)]
 

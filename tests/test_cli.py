@@ -48,7 +48,7 @@ def test_help_and_missing_arguments(command: list[str], capsys: pytest.CaptureFi
     assert "Usage:" in out + err
 
 
-def modules_of(*arguments: str) -> set[str]:
+def modules_and_message(*arguments: str) -> tuple[set[str], str]:
     script = (
         "import json, sys\n"
         "from dcdist.cli import main\n"
@@ -56,15 +56,24 @@ def modules_of(*arguments: str) -> set[str]:
         "except SystemExit:\n    pass\n"
         "print('MODULES', json.dumps(sorted(sys.modules)))"
     )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT, check=True
     )
-    return set(json.loads(done.stdout.rpartition("MODULES ")[2]))
+    said, _, modules = done.stdout.rpartition("MODULES ")
+    return set(json.loads(modules)), said + done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "configs/deepcluster_digits.yaml", "trian.num_epochs=2"]])
-def test_help_and_a_typo_need_no_torch(arguments: list[str]) -> None:
-    loaded = modules_of(*arguments)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], "Usage:"),
+        (["train", "configs/deepcluster_digits.yaml", "trian.num_epochs=2"], "unknown key trian; did you mean train?"),
+    ],
+)
+def test_help_and_a_typo_need_no_torch(arguments: list[str], words: str) -> None:
+    loaded, message = modules_and_message(*arguments)
+    assert words in message
     assert not {"torch", "pyarrow", "sklearn", "numpy", "faiss"} & loaded
 
 
@@ -98,7 +107,7 @@ def test_yaml_that_does_not_parse(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_info_and_pack(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "data", "info", str(images))
     assert code == 0
-    assert "5 images" in out
+    assert "images       5 (" in out
     assert "odd/broken.jpg" in out
     code, out, _ = call(capsys, "data", "pack", str(images), str(tmp_path / "packed"))
     assert code == 0
@@ -110,7 +119,7 @@ def test_info_and_pack(images: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert call(capsys, "data", "pack", str(images), str(tmp_path / "packed"), "--overwrite")[0] == 0
     code, out, _ = call(capsys, "data", "info", str(tmp_path / "packed"))
     assert code == 0
-    assert "5 images" in out
+    assert "images       5 (" in out
 
 
 def test_make_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

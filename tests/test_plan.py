@@ -14,6 +14,8 @@ from tests.runs.processes import final_state, run, write_config
 
 __all__ = ["digits_folder"]
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
@@ -72,7 +74,7 @@ def test_the_checkpoint_is_as_large_as_planned(tmp_path: Path, digits_folder: Pa
 @pytest.mark.parametrize("name", ["alexnet_imagenet", "vgg16_imagenet", "alexnet_yfcc"])
 def test_published_configs_refuse_data_that_is_too_small_for_them(name: str, digits_folder: Path) -> None:
     config = load_config(
-        Path("configs") / f"deepcluster_{name}.yaml", [f"data.root={digits_folder}", "data.split=null"]
+        ROOT / "configs" / f"deepcluster_{name}.yaml", [f"data.root={digits_folder}", "data.split=null"]
     )
     with pytest.raises(UsageError, match=r"clustering\.num_clusters=10000 needs at least as many images"):
         describe_plan(config, num_processes=1)

@@ -137,7 +137,7 @@ def _prepare(filesystem: Any, path: str, overwrite: bool) -> None:
     filesystem.invalidate_cache(path)
     there = [name for name in filesystem.find(path, maxdepth=1) if name.endswith((SHARD_SUFFIX, MANIFEST_NAME))]
     if there and not overwrite:
-        raise UsageError(f"{path} holds packed shards already: choose another destination, or say overwrite")
+        raise UsageError(f"{path} holds packed shards already: take another destination, or --overwrite")
     # The manifest goes first: what is left of the old shards must not pass for a whole.
     for name in sorted(there, key=lambda name: not name.endswith(MANIFEST_NAME)):
         filesystem.rm_file(name)

@@ -39,8 +39,9 @@ class LocalLauncher:
 
     def submit(self, job: JobSpec) -> LocalJob:
         port = _free_port()
-        processes = []
-        prepare = functools.partial(_end_with_the_launcher, os.getpid())
+        processes: list[subprocess.Popen[bytes]] = []
+        prepare = functools.partial(_begin, os.getpid())
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for wait(), which passes them on
         for rank in range(job.num_processes):
             place = {
                 "RANK": rank,
@@ -55,7 +56,14 @@ class LocalLauncher:
             described = {name: str(value) for name, value in place.items()}
             environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ | described
             # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once.
-            processes.append(subprocess.Popen(job.command, env=environment, start_new_session=True, preexec_fn=prepare))
+            try:
+                process = subprocess.Popen(job.command, env=environment, start_new_session=True, preexec_fn=prepare)
+            except OSError:
+                for started in processes:
+                    started.kill()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+                raise
+            processes.append(process)
         return LocalJob(processes, self._survivor_seconds)
 
 
@@ -89,6 +97,7 @@ class LocalJob:
             self._send(number)
 
         previous = {number: signal.signal(number, forward) for number in FORWARDED}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         try:
             yield
         finally:
@@ -119,7 +128,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _end_with_the_launcher(launcher: int) -> None:
+def _begin(launcher: int) -> None:
+    """In a process, before anything else."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     # A launcher that is killed takes nothing with it: its processes get SIGTERM, save and exit.
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != launcher:  # it was killed already

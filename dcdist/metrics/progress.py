@@ -161,6 +161,8 @@ def describe_record(record: Mapping[str, Any]) -> str | None:
             f"{name} {value:.4f}" for name, value in record.items() if isinstance(value, float) and name != "time"
         ]
         return f"{where}, evaluation: {', '.join(figures)}"
+    if kind == "event" and record["event"] == "stage_done":
+        return f"{record['stage']} done: {record['num_clusters']} final clusters"
     if kind == "event" and record["event"] not in _QUIET_EVENTS:
         known = {"kind", "stage", "epoch", "step", "time", "event"}
         values = [f"{name} {value}" for name, value in record.items() if name not in known]

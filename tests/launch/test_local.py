@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -101,6 +102,39 @@ def test_signals_go_on_to_every_process(number: signal.Signals, tmp_path: Path) 
     assert len(ranks) == 2
     launcher.send_signal(number)
     assert launcher.wait(30) == 75
+
+
+def test_a_signal_before_the_waiting_begins_goes_on_too(tmp_path: Path) -> None:
+    script = LAUNCHING.format(script=WAITING.format(number=signal.SIGTERM, folder=str(tmp_path))).replace(
+        "sys.exit(LocalLauncher()",
+        "import os, pathlib, signal, time\n"
+        "def both_wait():\n"
+        f"    while len(list(pathlib.Path({str(tmp_path)!r}).iterdir())) < 2:\n"
+        "        time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return handle\n"
+        "handle = (LocalLauncher()",
+    )
+    script = script.replace(").wait())", "))\nsys.exit(both_wait().wait())")
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert done.returncode == 75
+
+
+def test_a_process_that_cannot_start_takes_the_others_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def second_fails(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(popen(*args, **kwargs))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", second_fails)
+    with pytest.raises(BlockingIOError):
+        LocalLauncher().submit(job("import time; time.sleep(600)"))
+    assert started[0].wait(10) == -signal.SIGKILL
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
 def test_a_killed_launcher_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_undecodable_images_are_named_and_left_out(images: Path, tmp_path: Path)
     config = write_config(tmp_path / "config.yaml", experiment(images, tmp_path / "run"))
     code, message = run_to_message(config)
     assert code == 0
-    assert f"3 of {NUM_IMAGES} images do not decode: {keys[0]} (no known image format" in message
+    assert f"image {keys[0]!r} does not decode: no known image format" in message
     state = final_state(tmp_path / "run")
     names = pq.read_table(tmp_path / "run" / "keys.parquet")["key"].to_pylist()
     for assignments in ("deepcluster-0", "deepcluster-2", "deepcluster-final"):
@@ -84,6 +84,7 @@ def test_undecodable_images_are_named_and_left_out(images: Path, tmp_path: Path)
         assert [name for name, cluster in clusters.items() if cluster == -1] == keys
     events = [record for record in read_metrics(open_storage(tmp_path / "run")) if record.get("event") == "undecodable"]
     assert [event["count"] for event in events] == [3, 3, 3], "at each pass"
+    assert f"3 of {NUM_IMAGES} images do not decode: {keys[0]} (no known image format" in events[0]["message"]
     log = (tmp_path / "run" / "logs" / "0001-rank-0.log").read_text()
     assert all(f"image {key!r} does not decode" in log for key in keys)
 
@@ -101,10 +102,10 @@ def test_too_few_images_that_decode(images: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", experiment(images, tmp_path / "run"))
     message = refused(config, "features.pca_dimensions=4")
     assert "clustering.num_clusters=6 needs at least as many images with features, here are 5" in message
-    message = refused(config)
+    message = refused(config, f"run.dir={tmp_path / 'other'}")
     assert "features.pca_dimensions=8 needs at least as many images and raw features, here are 5 images" in message
     spoil(images, NUM_IMAGES)
-    assert "here are 0" in refused(config)
+    assert "here are 0" in refused(config, f"run.dir={tmp_path / 'none'}")
 
 
 def test_images_that_are_all_equal(images: Path, tmp_path: Path) -> None:

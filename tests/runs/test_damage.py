@@ -28,8 +28,8 @@ def flip_a_bit(path: Path) -> None:
     ("damage", "file", "words"),
     [
         (truncate, "method.safetensors", "bytes"),
-        (flip_a_bit, "method.safetensors", "checksum"),
-        (Path.unlink, "clustering.safetensors", "missing"),
+        (flip_a_bit, "method.safetensors", "was written"),
+        (Path.unlink, "clustering.safetensors", "No such file"),
         (truncate, "COMMIT.json", ""),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_server_that_goes_away_and_comes_back(
     s3_server: str, s3_config: Path, undisturbed: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
     proxy = Proxy(s3_server)
-    there = {**environment(), "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.address[1]}"}
+    there = {**environment(), "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.address[1]}"}
     running = start_run(s3_config, environment={**there, "DCDIST_FAULT": "train:step:9:*:SIGSTOP"})
     running.wait_until_stopped()
     proxy.close()
