@@ -157,7 +157,8 @@ def _render_losses(losses: list[dict[str, Any]]) -> str:
     """Some twenty epochs, evenly spread, the last one always."""
     every = -(-len(losses) // 20)
     shown = [loss for number, loss in enumerate(losses) if (len(losses) - 1 - number) % every == 0]
-    lines = ["loss by epoch    training  held-out"]
+    held_out = any(loss["heldout_loss"] is not None for loss in losses)
+    lines = ["loss by epoch    training" + "  held-out" * held_out]
     for loss in shown:
         heldout = "" if loss["heldout_loss"] is None else f"{loss['heldout_loss']:>10.4f}"
         training = "" if loss["loss"] is None else f"{loss['loss']:>10.4f}"

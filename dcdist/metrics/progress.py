@@ -161,9 +161,14 @@ def describe_record(record: Mapping[str, Any]) -> str | None:
             f"{name} {value:.4f}" for name, value in record.items() if isinstance(value, float) and name != "time"
         ]
         return f"{where}, evaluation: {', '.join(figures)}"
+    if kind == "event" and record["event"] == "start":
+        began_from = record["began_from"]
+        return f"attempt {record['attempt']} " + (f"goes on from {began_from}" if began_from else "begins")
     if kind == "event" and record["event"] == "stage_done":
         return f"{record['stage']} done: {record['num_clusters']} final clusters"
     if kind == "event" and record["event"] not in _QUIET_EVENTS:
+        if "message" in record:
+            return f"{where}: {record['message']}"
         known = {"kind", "stage", "epoch", "step", "time", "event"}
         values = [f"{name} {value}" for name, value in record.items() if name not in known]
         return ": ".join([f"{where}, {record['event']}", *([", ".join(values)] if values else [])])

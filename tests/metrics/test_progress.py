@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dcdist.metrics.progress import PlainProgress, TerminalProgress, format_duration, progress_sink
+from dcdist.metrics.progress import (
+    PlainProgress,
+    TerminalProgress,
+    describe_record,
+    format_duration,
+    progress_sink,
+)
 
 
 def record(kind: str, step: int, time: float, epoch: int = 0, **values: Any) -> dict[str, Any]:
@@ -58,12 +64,12 @@ def test_plain_lines() -> None:
     undecodable = record("event", 120, 1008.0, 1, event="undecodable", count=1, message="1 of 9 images [a.png]")
     lines = plain_lines(start, BEGIN, phase, step_record(110, 1005.0), CLUSTERING, EPOCH, undecodable)
     assert lines == [
-        "run, start: attempt 2, began_from step-00000100-train.1",
+        "attempt 2 goes on from step-00000100-train.1",
         "step 110: main epoch 1/4, train, loss 1.234, 100 samples/s, 45 s left",  # 10 of 100 steps in 5 s
         "main epoch 2, clusters: K 50, objective 0.5123, size entropy 0.980, largest 5.0%, refilled 1, changed 0.250, "
         "NMI previous 0.800",
         "main epoch 2 done: loss 1.5000, held-out 1.7500, 80 samples/s, 3.1% waiting for data, 1:05",
-        "main epoch 2, undecodable: count 1, message 1 of 9 images [a.png]",
+        "main epoch 2: 1 of 9 images [a.png]",
     ]
 
 
@@ -96,3 +102,19 @@ def test_a_terminal_gets_a_bar_with_lines_above_it() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"event": "start", "attempt": 1, "began_from": None}, "attempt 1 begins"),
+        (
+            {"event": "start", "attempt": 2, "began_from": "step-00000009-train.0001"},
+            "attempt 2 goes on from step-00000009-train.0001",
+        ),
+        ({"event": "stage_done", "num_clusters": 10}, "deepcluster done: 10 final clusters"),
+    ],
+)
+def test_lines_of_events(values: dict[str, object], line: str) -> None:
+    record = {"kind": "event", "stage": "deepcluster", "epoch": 50, "step": 750, "time": 0.0, **values}
+    assert describe_record(record) == line
