@@ -51,6 +51,8 @@ def train(
         typer.echo(describe_plan(experiment, job.num_processes))
     elif job.num_processes == 1 or {"RANK", "SLURM_PROCID"} & set(os.environ):
         signals = SignalFlag().install()  # before the seconds that the imports take
+        # DDP warns at each start that find_unused_parameters is set; it is, on purpose (engine/training_step.py).
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from dcdist.worker import work
 
         raise typer.Exit(work(experiment, signals))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -131,6 +132,7 @@ def _leave(code: ExitCode) -> NoReturn:
     """
     if code is ExitCode.DONE:
         dist.destroy_process_group()
+    gc.collect()  # semaphores of the loader's queues, which would be reported as leaked
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -52,9 +52,7 @@ class LocalLauncher:
                 "MASTER_PORT": port,
                 "OMP_NUM_THREADS": job.threads_per_process,
             }
-            # DDP warns at each start that find_unused_parameters is set; it is, on purpose (engine/training_step.py).
-            described = {name: str(value) for name, value in place.items()}
-            environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ | described
+            environment = os.environ | {name: str(value) for name, value in place.items()}
             # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once.
             try:
                 process = subprocess.Popen(job.command, env=environment, start_new_session=True, preexec_fn=prepare)
