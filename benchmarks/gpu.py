@@ -50,6 +50,9 @@ def measure_epoch() -> Figures:
         pq.write_table(pa.concat_tables([table] * (NUM_IMAGES // len(table))), folder / "images.parquet")
         overrides = [
             f"data.root={folder / 'images.parquet'}",
+            "data.split=null",
+            "data.heldout_split=null",
+            f"train.microbatch_size={BATCH}",
             f"clustering.num_clusters={NUM_CLUSTERS}",
             "clustering.every_num_epochs=1",
             "train.num_epochs=2",

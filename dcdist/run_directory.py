@@ -206,13 +206,18 @@ class RunDirectory:
             The attempt that was asked.
 
         Raises:
-            UsageError: there is no such attempt.
+            UsageError: there is no such attempt, or it has ended.
         """
         numbers = self.attempt_numbers()
         asked = attempt if attempt is not None else max(numbers, default=0)
         if asked not in numbers:
             raise UsageError(
                 f"{self} has no attempt {asked} to stop, it has {numbers or 'none'}: is this a run's folder?"
+            )
+        ended = self.read_attempt(asked).get("ended")
+        if ended:
+            raise UsageError(
+                f"attempt {asked} of {self} has ended already ({ended['reason']}): nothing is to be stopped"
             )
         self.storage.write_bytes(self.stop_file(asked), _to_json({"attempt": asked, "requested": _now()}))
         return asked

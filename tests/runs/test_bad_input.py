@@ -8,10 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from dcdist.metrics.jsonl import read_metrics
+from dcdist.models.numerics import has_bfloat16
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import open_storage
 from tests.runs.conftest import NUM_IMAGES, experiment
@@ -144,13 +146,13 @@ def test_identity_must_match(begun: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "attempts").iterdir())) == 1
 
 
-def test_placement_is_free_and_automatic_values_stay(begun: Path, tmp_path: Path) -> None:
+def test_placement_is_free_and_automatic_values_stay(config: Path, tmp_path: Path) -> None:
+    other = "fp32" if has_bfloat16(torch.device("cpu")) else "bf16"  # what auto would not take here
+    assert run(config, [f"train.precision={other}"], DCDIST_FAULT="train:step:9:*:SIGTERM") == [75]
     before = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert before["train"]["precision"] == "fp32"
-    values = yaml.safe_load(begun.read_text())
-    values["train"]["precision"] = "auto"
-    write_config(begun, values)
-    assert run(begun, ["metrics.every_num_steps=1", "clustering.placement=distributed"]) == [0]
+    assert before["train"]["precision"] == other
+    overrides = ["train.precision=auto", "metrics.every_num_steps=1", "clustering.placement=distributed"]
+    assert run(config, overrides) == [0]
     after = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert after["train"] == before["train"]
     assert after["clustering"]["placement"] == "distributed"
