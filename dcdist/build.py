@@ -12,7 +12,6 @@ from rich.console import Console
 from torch import nn
 
 from dcdist.clustering.kmeans import KMeans
-from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
 from dcdist.config.schema import (
     ClusteringSection,
@@ -33,7 +32,7 @@ from dcdist.engine.boundary import Boundary
 from dcdist.engine.heldout import HeldOut
 from dcdist.engine.journal import Journal
 from dcdist.engine.optim import Optimizer, Schedule
-from dcdist.engine.pipeline import RunState, Stage
+from dcdist.engine.pipeline import RunState, Stage, WriteAssignments
 from dcdist.engine.readout import ReadoutRecipe
 from dcdist.engine.trainer import FeatureReduction, Trainer
 from dcdist.engine.training_step import TrainingStep
@@ -222,7 +221,7 @@ class Surroundings:
     recorder: Recorder
     state: RunState
     save: Callable[[Mapping[str, Any], Kind], None]
-    write_assignments: Callable[[str, Clustering], None]
+    write_assignments: WriteAssignments
 
 
 def build_stage(shared: Surroundings, number: int) -> Stage:
@@ -273,7 +272,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         progress=shared.state.progress,
         adopted=shared.state.adopted,
         save=save,
-        write_assignments=lambda clustering, epoch: shared.write_assignments(f"{stage.name}-{epoch}", clustering),
+        write_assignments=lambda clustering, epoch: shared.write_assignments(stage.name, epoch, clustering),
         seed=seed,
         num_epochs=train.num_epochs,
         steps_per_epoch=steps_per_epoch,

@@ -30,8 +30,6 @@ from dcdist.storage import open_storage
 
 CONFIG = "config.yaml"
 KEYS = "keys.parquet"
-EXAMPLES = "examples.parquet"
-REPORT = "report.html"
 ATTEMPTS = "attempts"
 EVALUATIONS = "evaluations"
 TENSORBOARD = "tensorboard"

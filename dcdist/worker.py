@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -255,7 +255,7 @@ class _Run:
         if self.collectives.is_main:
             self.run_directory.storage.write_bytes(CONFIG, to_yaml(self.config).encode())
             if not self.run_directory.storage.exists(KEYS):
-                self.run_directory.storage.write_bytes(KEYS, to_parquet(keys_table(self.source)))
+                self.run_directory.write_keys(to_parquet(keys_table(self.source)))
         clock = SaveClock(self.config.checkpoint.every_num_steps, self.config.checkpoint.every_seconds)
         watch = Watch(self.ask_storage, WATCH_SECONDS) if self.collectives.is_main else None
         recorder = build_recorder(self.config, self.run_directory, self.attempt.number) if watch else Recorder(())
@@ -268,10 +268,10 @@ class _Run:
             self.record(recorder, state, "event", event="checkpoint", name=str(name))
             recorder.sync()
 
-        def write_assignments(name: str, clustering: Clustering) -> None:
+        def write_assignments(stage: str, epoch: int | Literal["final"], clustering: Clustering) -> None:
             if self.collectives.is_main:
-                data = to_parquet(assignments_table(clustering))
-                self.run_directory.storage.write_bytes(f"assignments/{name}.parquet", data)
+                name = self.run_directory.assignments_file(stage, epoch)
+                self.run_directory.storage.write_bytes(name, to_parquet(assignments_table(clustering)))
 
         sources = [self.source, self.heldout] if self.heldout else [self.source]
         loader = BatchLoader(
@@ -304,6 +304,9 @@ class _Run:
                 write_assignments,
             )
             self.score(last, shared)
+            if self.collectives.is_main:
+                final = self.run_directory.assignments_file(last.name, "final")
+                print(f"the cluster of every image: {self.run_directory.storage.url(final)}", flush=True)
         finally:
             loader.close()
             recorder.close()
@@ -331,4 +334,4 @@ class _Run:
 
             text = summarise(shared, last, self.run_directory)
             if self.collectives.is_main:
-                print(text, flush=True)
+                print(text, end="\n\n", flush=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dcdist.clustering.types import Clustering
 from dcdist.engine.readout import Readout, ReadoutRecipe
 from dcdist.engine.restore import StoredCheckpoint
 from dcdist.engine.state import AdoptedClustering, Progress
 from dcdist.engine.trainer import Trainer
+
+WriteAssignments = Callable[[str, int | Literal["final"], Clustering], None]
 
 
 class RunState:
@@ -41,7 +43,7 @@ def run_stages(
     build_stage: Callable[[int], Stage],
     state: RunState,
     found: StoredCheckpoint | None,
-    write_assignments: Callable[[str, Clustering], None],
+    write_assignments: WriteAssignments,
 ) -> Stage:
     """Runs what is left of every stage; returns the last one.
 
@@ -50,7 +52,7 @@ def run_stages(
         build_stage: makes the stage of a number; the backbone is the same object in all of them.
         state: where the run is; filled from the checkpoint or by the stages.
         found: the checkpoint to go on from; None for a new run. Closed once it is loaded.
-        write_assignments: (name, clustering) -> RUN/assignments/name.parquet.
+        write_assignments: (stage, epoch, clustering) -> RUN/assignments/STAGE-EPOCH.parquet.
     """
     first = names.index(found.commit.position["stage"]) if found else 0
     for number in range(first, len(names)):
@@ -65,7 +67,7 @@ def run_stages(
     return stage
 
 
-def run_stage(stage: Stage, state: RunState, write_assignments: Callable[[str, Clustering], None]) -> None:
+def run_stage(stage: Stage, state: RunState, write_assignments: WriteAssignments) -> None:
     """What is left of one stage: its epochs, then its read-out, each ending in a checkpoint."""
     trainer = stage.trainer
     if state.progress.epoch < trainer.num_epochs:
@@ -82,7 +84,7 @@ def run_stage(stage: Stage, state: RunState, write_assignments: Callable[[str, C
                 trainer.seed,
                 trainer.boundary.between_steps,
             )
-        write_assignments(f"{stage.name}-final", final)
+        write_assignments(stage.name, "final", final)
         trainer.journal.event("stage_done", num_clusters=state.readout.num_clusters)
         state.progress.stage_done = True
         trainer.save("final")

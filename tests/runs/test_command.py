@@ -59,6 +59,9 @@ def test_interrupted_and_typed_again(tmp_path: Path, digits_folder: Path) -> Non
         "trained network",
     ]
     assert "majority purity on training images" in second.stdout
+    final = tmp_path / "run" / "assignments" / "deepcluster-final.parquet"
+    assert second.stdout.splitlines()[-1] == f"the cluster of every image: {final}"
+    assert final.exists()
     for word in ("Traceback", "leaked", "Warning"):
         assert word not in second.stderr
     assert json.loads((tmp_path / "run" / "attempts" / "0001.json").read_text())["ended"]["signal"] == "SIGINT"
