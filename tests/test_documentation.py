@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,18 @@ def test_keys_in_the_readme_exist() -> None:
     named = re.findall(r"\b([a-z_]+\.[a-z_]+)=", (ROOT / "README.md").read_text())
     assert len(named) > 5
     assert set(named) - {"a.b"} <= keys
+
+
+def test_commands_to_train_are_understood() -> None:
+    texts = [(ROOT / "README.md").read_text(), *(path.read_text() for path in CONFIGS)]
+    commands = [
+        shlex.split(command)
+        for text in texts
+        for command in re.findall(r"dcdist train (configs/[^;`#\n(]+)", text.replace("\\\n", " "))
+    ]
+    assert len(commands) >= 2 + len(CONFIGS)
+    for config, *overrides in commands:
+        load_config(ROOT / config, [word for word in overrides if "=" in word])
 
 
 def test_make_targets_in_the_readme_exist() -> None:
