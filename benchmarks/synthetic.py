@@ -127,7 +127,7 @@ def measure(
 
 
 def main() -> None:
-    from dcdist.worker import keep_freed_memory
+    from dcdist.devices import keep_freed_memory
 
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("threads", "batch-size", "microbatch-size", "num-microbatches", "num-clusters", "repeats"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -21,9 +20,10 @@ from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
 from dcdist.config.identity import identity_digest, resolve_autos, resume_config
 from dcdist.config.load import parse_yaml, to_yaml, validate
-from dcdist.config.schema import DataSection, ExperimentConfig
+from dcdist.config.schema import ExperimentConfig
 from dcdist.data.loader import BatchLoader
 from dcdist.data.loader_processes import start_server
+from dcdist.devices import devices_of_machine, num_loader_processes, take_device
 from dcdist.distributed.collectives import Collectives, is_peer_lost
 from dcdist.distributed.process_group import Place, join, read_place
 from dcdist.engine.artefacts import assignments_table, keys_table, to_parquet
@@ -43,22 +43,15 @@ logger = logging.getLogger("dcdist")
 # So many attempts in a row without a commit, none ended by a signal, and nothing starts the next one by itself.
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 WATCH_SECONDS = 2.0
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-DEFAULT_WORKERS = {"cpu": 1, "cuda": 8}  # decoding processes per process
 
 
 def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
     """Runs this process's share of an experiment to its end, and says with what it ended."""
     place = read_place()
-    device = choose_device(config.launch.device, place)
-    set_threads(config.launch.threads_per_process, place)
-    if device.type == "cpu":
-        keep_freed_memory()
-    else:
-        choose_kernels(config.launch.deterministic)
-    if num_loader_processes(config.data, device) > 0:
-        start_server()
     try:
+        device = take_device(config.launch, place)
+        if num_loader_processes(config.data, device) > 0:
+            start_server()
         collectives = join(place, device, config.launch.collective_timeout_seconds)
         code = _Run(config, collectives, devices_of_machine(device, place), signals).run()
     except DcdistError as error:
@@ -67,56 +60,6 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
     if place.world_size > 1:
         _leave(code)
     return code
-
-
-def choose_device(wanted: str, place: Place) -> torch.device:
-    """This process's device. Raises UsageError where a GPU is wanted and there is none."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UsageError("launch.device=cuda, but torch sees no GPU: set launch.device=cpu or auto")
-    device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def choose_kernels(deterministic: bool) -> None:
-    """Of a GPU: those that give the same bits in every run, or the fastest."""
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is used first
-        torch.use_deterministic_algorithms(True, warn_only=True)  # a kernel that has no such form is named, and used
-
-
-def devices_of_machine(own: torch.device, place: Place) -> tuple[torch.device, ...]:
-    """This process's device, then the GPUs of the job's other processes on this machine, as far as it sees them."""
-    if own.type == "cpu":
-        return (own,)
-    seen = range(min(place.local_world_size, torch.cuda.device_count()))
-    return (own, *(torch.device("cuda", index) for index in seen if index != own.index))
-
-
-def set_threads(wanted: int | str, place: Place) -> None:
-    """Threads of torch: by default this machine's cores shared by its processes."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(wanted if isinstance(wanted, int) else max(1, cores // place.local_world_size))
-
-
-def num_loader_processes(data: DataSection, device: torch.device) -> int:
-    """Processes that decode images for this one."""
-    return data.num_workers if isinstance(data.num_workers, int) else DEFAULT_WORKERS[device.type]
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep large freed blocks for the next step instead of giving them back to the kernel.
-
-    By default every tensor above 32 MiB is mapped anew, its pages zeroed one fault at a time: a training step of
-    AlexNet took 213,000 faults and a third more time. Elsewhere than on glibc nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _say(place: Place, error: DcdistError) -> None:

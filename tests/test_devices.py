@@ -1,4 +1,4 @@
-"""What a process decides about its place before anything runs."""
+"""What a process takes of its machine before anything runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dcdist.config.schema import DataSection
+from dcdist.devices import choose_device, devices_of_machine, num_loader_processes, set_threads
 from dcdist.distributed.process_group import Place
 from dcdist.errors import UsageError
-from dcdist.worker import choose_device, devices_of_machine, num_loader_processes, set_threads
 
 CPU = torch.device("cpu")
 
