@@ -139,7 +139,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     numerics = Numerics(torch.device("cpu"), arguments.precision == "bf16", arguments.channels_last)
-    collectives = join(read_place(), numerics.device, timeout_seconds=600)
+    collectives = join(read_place(), numerics.device, 600, 600)
     speeds = measure(
         numerics,
         arguments.batch_size,

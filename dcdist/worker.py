@@ -52,7 +52,7 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
         device = take_device(config.launch, place)
         if num_loader_processes(config.data, device) > 0:
             start_server()
-        collectives = join(place, device, config.launch.collective_timeout_seconds)
+        collectives = join(place, device, config.launch.join_timeout_seconds, config.launch.collective_timeout_seconds)
         code = _Run(config, collectives, devices_of_machine(device, place), signals).run()
     except DcdistError as error:
         _say(place, error)

@@ -193,6 +193,7 @@ class LaunchSection(Section):
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda where there is a GPU", PLACEMENT)
     threads_per_process: Positive | Auto = key("auto", "auto: this machine's cores / its processes", PLACEMENT)
     deterministic: bool = key(False, "on a GPU: slower kernels that give the same bits in every run", PLACEMENT)
+    join_timeout_seconds: PositiveFloat = key(300.0, "so long processes wait for each other when they start", PLACEMENT)
     collective_timeout_seconds: PositiveFloat = key(
         1800.0, "a peer that does not answer for so long is lost; longer than one k-means iteration takes", PLACEMENT
     )

@@ -48,8 +48,13 @@ def read_place(environment: Mapping[str, str] = os.environ) -> Place:
     return place
 
 
-def join(place: Place, device: torch.device, timeout_seconds: float) -> Collectives:
+def join(
+    place: Place, device: torch.device, join_timeout_seconds: float, collective_timeout_seconds: float
+) -> Collectives:
     """Joins the run's other processes: gloo for CPU tensors, NCCL for CUDA ones. MASTER_ADDR and MASTER_PORT say where.
+
+    The two times differ by far: a peer that has not come in some minutes has died on its way, one that has come may
+    be busy for long before it answers.
 
     Raises:
         UsageError: the meeting point is missing from the environment.
@@ -62,11 +67,16 @@ def join(place: Place, device: torch.device, timeout_seconds: float) -> Collecti
         raise UsageError(f"{place.world_size} processes need {' and '.join(missing)} in the environment to meet")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with noticing_lost_peers():
+        meeting = dist.rendezvous(
+            "env://", place.rank, place.world_size, timeout=timedelta(seconds=join_timeout_seconds)
+        )
+        store, rank, world_size = next(meeting)
+        store.set_timeout(timedelta(seconds=collective_timeout_seconds))  # later groups meet there when they first talk
         dist.init_process_group(
             backend,
-            init_method="env://",
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=timedelta(seconds=timeout_seconds),
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=collective_timeout_seconds),
         )
     return Collectives(place.rank, place.world_size)

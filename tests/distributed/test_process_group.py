@@ -54,7 +54,7 @@ def test_an_environment_that_makes_no_sense_is_named(environment: dict[str, str]
 
 
 def test_one_process_joins_nobody() -> None:
-    collectives = join(Place(0, 1, 0, 1), torch.device("cpu"), 1.0)
+    collectives = join(Place(0, 1, 0, 1), torch.device("cpu"), 1.0, 1.0)
     assert (collectives.rank, collectives.world_size) == (0, 1)
     assert not torch.distributed.is_initialized()
 
@@ -63,10 +63,10 @@ def test_a_missing_meeting_point_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(UsageError, match="2 processes need MASTER_ADDR and MASTER_PORT in the environment"):
-        join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0)
+        join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0, 1.0)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UsageError, match="2 processes need MASTER_PORT in the environment"):
-        join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0)
+        join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0, 1.0)
 
 
 JOIN = """
@@ -76,7 +76,7 @@ from dcdist.distributed.process_group import join, read_place
 from dcdist.errors import PeerLost
 torch.set_num_threads(1)
 try:
-    collectives = join(read_place(), torch.device("cpu"), float(sys.argv[1]))
+    collectives = join(read_place(), torch.device("cpu"), float(sys.argv[1]), 1800.0)
 except PeerLost as error:
     os._exit(int(error.exit_code))
 print(collectives.rank, collectives.all_gather_objects(collectives.rank), flush=True)
@@ -109,7 +109,8 @@ def test_processes_find_each_other() -> None:
     assert [process.returncode for process in processes] == [0, 0]
 
 
-def test_a_process_that_never_comes_is_a_lost_peer() -> None:
-    process = start(0, 2, free_port(), 1)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_comes_is_a_lost_peer(rank: int) -> None:
+    process = start(rank, 2, free_port(), 1)
     assert process.communicate(timeout=90)[0] == ""
     assert process.returncode == 75

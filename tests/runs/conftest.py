@@ -45,7 +45,7 @@ def experiment(root: Path, run_directory: Path | str) -> dict[str, Any]:
             "precision": "fp32",
         },
         "checkpoint": {"every_num_steps": 2},
-        "launch": {"device": "cpu"},
+        "launch": {"device": "cpu", "join_timeout_seconds": 30},
         "metrics": {"every_num_steps": 3, "tensorboard": False, "progress": False},
         "evaluation": {"summary": False},
     }
