@@ -135,7 +135,7 @@ def table(sides: dict[str, Figures]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--num-images", type=int, default=768)
+    parser.add_argument("--num-images", type=int, default=1536)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="where the figures go, too")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")

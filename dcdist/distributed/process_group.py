@@ -71,12 +71,21 @@ def join(
             "env://", place.rank, place.world_size, timeout=timedelta(seconds=join_timeout_seconds)
         )
         store, rank, world_size = next(meeting)
-        store.set_timeout(timedelta(seconds=collective_timeout_seconds))  # later groups meet there when they first talk
         dist.init_process_group(
             backend,
             store=store,
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=collective_timeout_seconds),
+            timeout=timedelta(seconds=join_timeout_seconds),
         )
+        store.set_timeout(timedelta(seconds=collective_timeout_seconds))  # NCCL meets there when it is first used
+        _set_timeout(timedelta(seconds=collective_timeout_seconds))
     return Collectives(place.rank, place.world_size)
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Of the default group; torch before 2.14 has it under another name."""
+    if hasattr(dist, "set_timeout"):
+        dist.set_timeout(timeout, dist.group.WORLD)
+    else:
+        dist.distributed_c10d._set_pg_timeout(timeout, dist.group.WORLD)

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,48 +71,76 @@ def test_a_missing_meeting_point_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0, 1.0)
 
 
-JOIN = """
-import os, sys
+BEGIN = """
+import os, sys, time
+from datetime import timedelta
 import torch
+import torch.distributed as dist
 from dcdist.distributed.process_group import join, read_place
 from dcdist.errors import PeerLost
 torch.set_num_threads(1)
+place, join_timeout, folder = read_place(), float(sys.argv[1]), sys.argv[2]
+open(f"{folder}/{place.rank}", "w").close()
+while "all" in sys.argv and len(os.listdir(folder)) < place.world_size:
+    time.sleep(0.01)
+"""
+JOIN = """
 try:
-    collectives = join(read_place(), torch.device("cpu"), float(sys.argv[1]), 1800.0)
+    collectives = join(place, torch.device("cpu"), join_timeout, 1800.0)
 except PeerLost as error:
     os._exit(int(error.exit_code))
+"""
+TALK = """
 print(collectives.rank, collectives.all_gather_objects(collectives.rank), flush=True)
-torch.distributed.destroy_process_group()
+dist.destroy_process_group()
+"""
+DIE_AFTER_MEETING = """
+next(dist.rendezvous("env://", place.rank, place.world_size, timeout=timedelta(seconds=60)))
+os._exit(9)
 """
 
 
-def start(rank: int, world_size: int, port: int, timeout_seconds: float) -> subprocess.Popen[str]:
-    place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", JOIN, str(timeout_seconds)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def free_port() -> int:
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts one of two processes: a script, how long it waits for the other one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = int(probe.getsockname()[1])
+
+    def process(rank: int, script: str, join_timeout: float, *more: str) -> subprocess.Popen[str]:
+        place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        return subprocess.Popen(
+            [sys.executable, "-c", BEGIN + script, str(join_timeout), str(tmp_path), *more],
+            env=os.environ | {name: str(value) for name, value in place.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    return process
 
 
-def test_processes_find_each_other() -> None:
-    port = free_port()
-    processes = [start(rank, 2, port, 60) for rank in range(2)]
-    assert [process.communicate(timeout=90)[0] for process in processes] == ["0 [0, 1]\n", "1 [0, 1]\n"]
-    assert [process.returncode for process in processes] == [0, 0]
+def outcomes(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    texts = [process.communicate(timeout=90)[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
+
+
+def test_processes_find_each_other(start: Callable[..., subprocess.Popen[str]]) -> None:
+    processes = [start(rank, JOIN + TALK, 60) for rank in range(2)]
+    assert outcomes(processes) == [(0, "0 [0, 1]\n"), (0, "1 [0, 1]\n")]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_never_comes_is_a_lost_peer(rank: int) -> None:
-    process = start(rank, 2, free_port(), 1)
-    assert process.communicate(timeout=90)[0] == ""
-    assert process.returncode == 75
+def test_a_process_that_never_comes_is_a_lost_peer(rank: int, start: Callable[..., subprocess.Popen[str]]) -> None:
+    assert outcomes([start(rank, JOIN, 1)]) == [(75, "")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_on_its_way_is_a_lost_peer(rank: int, start: Callable[..., subprocess.Popen[str]]) -> None:
+    dying, waiting = start(rank, DIE_AFTER_MEETING, 60), start(1 - rank, JOIN, 5)
+    assert outcomes([dying, waiting]) == [(9, ""), (75, "")]
+
+
+def test_a_process_that_has_come_may_be_busy_for_longer(start: Callable[..., subprocess.Popen[str]]) -> None:
+    busy = JOIN + "time.sleep(4 * collectives.rank)" + TALK
+    assert outcomes([start(rank, busy, 2, "all") for rank in range(2)]) == [(0, "0 [0, 1]\n"), (0, "1 [0, 1]\n")]
