@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcdist.errors import RunError
 
+_FEEDER = "QueueFeederThread"  # as multiprocessing names those that write keys to the workers
+_SECONDS_TO_END = 2.0
 _HANDLED_BY_MAIN = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -109,6 +111,9 @@ class LoaderProcesses:
         for worker in iterator._workers:
             if worker.is_alive():  # stuck, in a file system that hangs: SIGTERM it ignores
                 worker.kill()
+        for thread in threading.enumerate():
+            if thread.name == _FEEDER:  # holds semaphores, which count as leaked where the process leaves at once
+                thread.join(_SECONDS_TO_END)
 
 
 class _Latest:

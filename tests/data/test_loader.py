@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -344,29 +343,6 @@ def test_passes_share_the_processes(source, image_folder):
     assert {worker.pid for worker in children()} == workers
     loader.close()
     assert children() == []
-
-
-def test_loads_beside_threads_of_the_main_process(source):
-    """A worker must not need what a thread of the main process holds, such as a lock of the interpreter."""
-    stop = threading.Event()
-    threads = [threading.Thread(target=_keep_logging, args=(stop,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(3):
-            assert len(list(load_batches(source, requests(4, TRAINING), num_workers=2))) == 4
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def _keep_logging(stop) -> None:  # type: ignore[no-untyped-def]
-    logger = logging.getLogger("somebody")
-    while not stop.is_set():
-        logger.warning("x")
-        torch.ones(64, 64) @ torch.ones(64, 64)
-        time.sleep(0.001)
 
 
 def test_views_of_other_sizes_of_images(tmp_path, encode, make_pixels):
