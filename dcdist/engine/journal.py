@@ -58,6 +58,8 @@ class Journal:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def waited_for_data(self, seconds: float) -> None:
+        """Counts the waiting that a step begins with."""
+        self._window.begin(time.perf_counter() - seconds)
         self._window.waited += seconds
 
     def step(self, loss_sums: dict[str, torch.Tensor], learning_rate: float) -> None:
@@ -162,7 +164,12 @@ class _Window:
         self.num_steps = 0
         self.waited = 0.0
         self.learning_rate = 0.0
-        self._started = time.perf_counter()
+        self._began: float | None = None
+
+    def begin(self, now: float) -> None:
+        """The first step's beginning counts: saving and clustering before it are no training."""
+        if self._began is None:
+            self._began = now
 
     def add(self, losses: dict[str, float], num_steps: int, waited: float, learning_rate: float) -> None:
         for name, value in losses.items():
@@ -175,4 +182,4 @@ class _Window:
         return sum(self.losses.values()) / self.num_steps if self.num_steps else None
 
     def seconds(self) -> float:
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self._began if self._began is not None else 0.0
