@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from dcdist.data.loader_processes import start_server
+from tests.availability import unavailable
 
 torch.set_num_threads(1)
 
@@ -24,13 +24,6 @@ torch.set_num_threads(1)
 start_server(["dcdist.cli", "dcdist.worker", "dcdist.config.load", "torch._dynamo"])
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-
-
-def unavailable(reason: str) -> None:
-    """Skips the test where something outside of the checkout is missing; in CI that is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -70,12 +70,12 @@ def join(
         meeting = dist.rendezvous(
             "env://", place.rank, place.world_size, timeout=timedelta(seconds=join_timeout_seconds)
         )
-        store, rank, world_size = next(meeting)
+        store, _, _ = next(meeting)
         dist.init_process_group(
             backend,
             store=store,
-            rank=rank,
-            world_size=world_size,
+            rank=place.rank,
+            world_size=place.world_size,
             timeout=timedelta(seconds=join_timeout_seconds),
         )
         store.set_timeout(timedelta(seconds=collective_timeout_seconds))  # NCCL meets there when it is first used

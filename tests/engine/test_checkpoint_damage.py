@@ -22,6 +22,7 @@ from dcdist.engine.state_files import KeyedRows
 from dcdist.errors import ExitCode, RunError, UsageError
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import Storage
+from tests.availability import unavailable
 from tests.engine.checkpoint_states import Holder, begin, folders, run_ranks, save, start, state_at, train
 
 NEWEST = "checkpoints/step-00000002-train.0001"
@@ -136,7 +137,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
     )
     if mounted.returncode != 0:
-        pytest.skip(f"mounting a file system is not permitted: {mounted.stderr.decode().strip()}")
+        unavailable(f"mounting a file system is not permitted: {mounted.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
 

@@ -58,6 +58,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     assert not (tmp_path / "run" / "attempts").exists(), "nothing was started"
 
 
+def test_what_all_processes_know_one_says(config: Path) -> None:
+    message = refused(config, "launch.device=cuda", num_processes=2)
+    assert message.count("torch sees no GPU") == 1
+
+
 def test_an_empty_folder(config: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = refused(config, f"data.root={tmp_path / 'empty'}")
