@@ -10,7 +10,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,s3,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,s3,slurm,ray,dev]'
 	touch $@
 
 demo: install
