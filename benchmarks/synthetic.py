@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from dcdist.distributed.process_group import join, read_place
+from dcdist.distributed.place import read_place
+from dcdist.distributed.process_group import join
 from dcdist.models.alexnet import alexnet
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics

@@ -40,6 +40,7 @@ from dcdist.errors import UsageError
 from dcdist.features import ImagePass
 from dcdist.methods.base import Method
 from dcdist.methods.deepcluster import DeepCluster
+from dcdist.metrics.heartbeat import Heartbeat
 from dcdist.metrics.jsonl import JsonLinesSink
 from dcdist.metrics.progress import progress_sink
 from dcdist.metrics.prometheus import PrometheusSink
@@ -157,10 +158,11 @@ def build_deepcluster(stage: StageConfig, backbone: Backbone, seed: int) -> Meth
     )
 
 
-def build_recorder(config: ExperimentConfig, run_directory: RunDirectory, attempt: int) -> Recorder:
-    """Rank 0's recorder with the sinks that the config asks for; metrics/NNNN.jsonl is always one."""
+def build_recorder(config: ExperimentConfig, run_directory: RunDirectory, attempt: int, started_at: float) -> Recorder:
+    """Rank 0's recorder: metrics/NNNN.jsonl, the heartbeat, and the sinks that the config asks for."""
     metrics, storage = config.metrics, run_directory.storage
-    sinks: list[Sink] = [JsonLinesSink(GrowingFile(storage, run_directory.metrics_file(attempt)))]
+    heartbeat = Heartbeat(storage, run_directory.heartbeat_file(attempt))
+    sinks: list[Sink] = [JsonLinesSink(GrowingFile(storage, run_directory.metrics_file(attempt))), heartbeat]
     if metrics.tensorboard:
         sinks.append(TensorBoardSink(storage, TENSORBOARD, attempt))
     if metrics.prometheus_port is not None:
@@ -171,7 +173,7 @@ def build_recorder(config: ExperimentConfig, run_directory: RunDirectory, attemp
         )
     if metrics.progress:
         sinks.append(progress_sink(Console(stderr=True)))
-    return Recorder(sinks)
+    return Recorder(sinks, heartbeat, started_at)
 
 
 METHODS: dict[str, Callable[[StageConfig, Backbone, int], Method]] = {"deepcluster": build_deepcluster}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dcdist.cli_submit import ConfigFile, Overrides, submit_app
 from dcdist.errors import DcdistError, ExitCode, UsageError
 
 app = typer.Typer(
@@ -19,9 +19,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, pack and inspect data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(submit_app, name="submit")
 
-ConfigFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[a.b=value]...")]
 Destination = Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace shards that are there already")]
 Run = Annotated[str, typer.Argument(help="run directory (run.dir)")]
@@ -40,6 +39,7 @@ def train(
     Where the environment describes a process group (torchrun, srun), this process joins it.
     """
     from dcdist.config.load import load_config
+    from dcdist.distributed.place import describes_process_group
     from dcdist.engine.preemption import SignalFlag
     from dcdist.launch.local import LocalLauncher, local_job
 
@@ -48,8 +48,12 @@ def train(
     if plan:
         from dcdist.plan import describe_plan
 
-        typer.echo(describe_plan(experiment, job.num_processes))
-    elif job.num_processes == 1 or {"RANK", "SLURM_PROCID"} & set(os.environ):
+        typer.echo(describe_plan(experiment, job.num_processes * job.num_nodes))
+    elif experiment.launch.backend == "ray" and "RANK" not in os.environ:
+        from dcdist.launch.ray import run_on_ray
+
+        raise typer.Exit(run_on_ray(experiment))
+    elif describes_process_group() or job.num_processes * job.num_nodes == 1:
         signals = SignalFlag().install()  # before the seconds that the imports take
         # DDP warns at each start that find_unused_parameters is set; it is, on purpose (engine/training_step.py).
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -111,10 +115,17 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(arguments)
     except DcdistError as error:
-        typer.echo(f"dcdist: {'' if isinstance(error, UsageError) else type(error).__name__ + ': '}{error}", err=True)
+        if not _is_one_of_many():
+            prefix = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            typer.echo(f"dcdist: {prefix}{error}", err=True)
         sys.exit(int(error.exit_code))
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.RUN_AGAIN))
+
+
+def _is_one_of_many() -> bool:
+    """A process whose peers meet the same error (a config that they all read), of which the first says it."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import torch
 
 from dcdist.config.schema import DataSection, LaunchSection
-from dcdist.distributed.process_group import Place
+from dcdist.distributed.place import Place
 from dcdist.errors import UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

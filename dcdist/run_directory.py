@@ -74,6 +74,9 @@ class RunDirectory:
     def stop_file(self, attempt: int) -> str:
         return f"{ATTEMPTS}/{attempt:04d}.stop"
 
+    def heartbeat_file(self, attempt: int) -> str:
+        return f"{ATTEMPTS}/{attempt:04d}.heartbeat"
+
     def metrics_file(self, attempt: int) -> str:
         return f"metrics/{attempt:04d}.jsonl"
 
@@ -261,10 +264,16 @@ class Attempt:
         """Whether the checkpoint that it began from (or that there was none) is recorded."""
         return "began_from" in self.run_directory.read_attempt(self.number)
 
-    def record_beginning(self, began_from: CheckpointName | None) -> None:
-        """Fixes the line of this attempt: the checkpoint that it goes on from, None for a start from nothing. Once."""
+    def record_beginning(self, began_from: CheckpointName | None, repeated_steps: int = 0) -> None:
+        """Fixes the line of this attempt: the checkpoint that it goes on from, None for a start from nothing. Once.
+
+        Args:
+            began_from: the checkpoint.
+            repeated_steps: training steps of the attempt before that came after it, and are done again.
+        """
         assert not self.has_begun(), f"attempt {self.number} has begun already"
-        self._add({"began_from": None if began_from is None else str(began_from)})
+        name = None if began_from is None else str(began_from)
+        self._add({"began_from": name, "repeated_steps": repeated_steps})
 
     def record_end(self, exit_code: int, reason: str, signal: str | None = None) -> None:
         """Writes why the attempt ended, unless that is known already (rank 0 knows better than its launcher).

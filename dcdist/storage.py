@@ -1,7 +1,8 @@
 """Files of a run on a local path or behind any fsspec URL, with the few operations that need care.
 
 Local paths never go through fsspec: what is written there is on the disk (fsync of the file and of its folder) and
-visible whole or not at all. Behind a URL a write is one PUT, listings are never cached. Every failure is an OSError.
+visible whole or not at all. Behind a URL a write is one PUT, listings are never cached. Every failure is an OSError;
+behind a URL, beside FileNotFoundError and FileExistsError, a StorageError.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
+from dcdist.errors import RunError
+
 logger = logging.getLogger(__name__)
 
 UPLOAD_EVERY_SECONDS = 60.0
@@ -29,6 +32,10 @@ UPLOAD_EVERY_SECONDS = 60.0
 # A server that takes connections and never answers would otherwise be waited for through all retries of all libraries.
 ANSWER_WITHIN_SECONDS = 90.0
 MIN_BYTES_PER_SECOND = 1 << 20
+
+
+class StorageError(RunError, OSError):
+    """A server fails, refuses or cannot be reached. Where nobody handles it the run ends with this message."""
 
 
 class Storage(abc.ABC):
@@ -213,15 +220,17 @@ class ObjectStorage(Storage):
 
     @contextlib.contextmanager
     def _failing_as_os_error(self, path: str = "") -> Iterator[None]:
-        """Libraries of object stores have exceptions of their own for a server that does not answer."""
+        """Libraries of object stores have exceptions of their own, and their OSErrors do not name the file."""
         try:
             yield
-        except TimeoutError as error:
-            raise OSError(f"{self.url(path)}: the server does not answer") from error
-        except OSError:
+        except (FileNotFoundError, FileExistsError, StorageError):
             raise
+        except TimeoutError as error:
+            raise StorageError(f"{self.url(path)}: the server does not answer") from error
+        except OSError as error:
+            raise StorageError(f"{self.url(path)}: {error}") from error
         except Exception as error:
-            raise OSError(f"{self.url(path)}: {type(error).__name__}: {error}") from error
+            raise StorageError(f"{self.url(path)}: {type(error).__name__}: {error}") from error
 
     def local_path(self, path: str = "") -> None:  # noqa: ARG002
         return None
@@ -236,7 +245,14 @@ class ObjectStorage(Storage):
 
     def create_exclusive(self, path: str, data: bytes) -> None:
         with self._failing_as_os_error(path):
-            self._fs.pipe_file(self._at(path), data, mode="create", **self._patience(len(data)))
+            try:
+                self._fs.pipe_file(self._at(path), data, mode="create", **self._patience(len(data)))
+            except OSError as error:
+                # s3fs sees a taken name where the answer says which condition failed, which some servers leave out.
+                answer = getattr(error.__cause__, "response", {}).get("Error", {})
+                if answer.get("Code") == "PreconditionFailed":
+                    raise FileExistsError(f"{self.url(path)}: {error}") from error
+                raise
 
     def list(self, folder: str = "") -> list[str]:
         with self._failing_as_os_error(folder):

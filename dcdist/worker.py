@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 import torch
 import torch.distributed as dist
 
-from dcdist.attempt_description import describe_attempt
+from dcdist.attempt_description import describe_attempt, job_started_at
 from dcdist.build import Surroundings, build_backbone, build_recorder, build_stage, check_fits, open_data
 from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
@@ -25,7 +25,8 @@ from dcdist.data.loader import BatchLoader
 from dcdist.data.loader_processes import start_server
 from dcdist.devices import devices_of_machine, num_loader_processes, take_device
 from dcdist.distributed.collectives import Collectives, is_peer_lost
-from dcdist.distributed.process_group import Place, join, read_place
+from dcdist.distributed.place import Place, read_place
+from dcdist.distributed.process_group import join
 from dcdist.engine.artefacts import assignments_table, keys_table, to_parquet
 from dcdist.engine.boundary import Boundary
 from dcdist.engine.checkpoint import Checkpointer
@@ -201,7 +202,7 @@ class _Run:
                 self.run_directory.write_keys(to_parquet(keys_table(self.source)))
         clock = SaveClock(self.config.checkpoint.every_num_steps, self.config.checkpoint.every_seconds)
         watch = Watch(self.ask_storage, WATCH_SECONDS) if self.collectives.is_main else None
-        recorder = build_recorder(self.config, self.run_directory, self.attempt.number) if watch else Recorder(())
+        recorder = self.recorder()
         state = RunState()
 
         def save(states: Mapping[str, Any], kind: Kind) -> None:
@@ -238,7 +239,13 @@ class _Run:
         try:
             began_from = str(found.name) if found else None
             names = [stage.name for stage in self.config.resolved_stages()]
-            recorder.record("event", names[0], 0, 0, event="start", attempt=self.attempt.number, began_from=began_from)
+            recorder.record(
+                *("event", names[0], 0, found.name.step if found else 0),
+                event="start",
+                attempt=self.attempt.number,
+                began_from=began_from,
+                repeated_steps=checkpointer.repeated_steps,
+            )
             last = run_stages(
                 names,
                 lambda number: build_stage(shared, number),
@@ -255,6 +262,11 @@ class _Run:
             recorder.close()
             if watch:
                 watch.close()
+
+    def recorder(self) -> Recorder:
+        if not self.collectives.is_main:
+            return Recorder(())
+        return build_recorder(self.config, self.run_directory, self.attempt.number, job_started_at())
 
     def ask_storage(self) -> Request:
         """What the run directory asks of this attempt."""

@@ -7,7 +7,7 @@ import torch
 
 from dcdist.config.schema import DataSection
 from dcdist.devices import choose_device, devices_of_machine, num_loader_processes, set_threads
-from dcdist.distributed.process_group import Place
+from dcdist.distributed.place import Place
 from dcdist.errors import UsageError
 
 CPU = torch.device("cpu")

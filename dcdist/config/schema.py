@@ -188,8 +188,12 @@ class CheckpointSection(Section):
 class LaunchSection(Section):
     """Where the processes run."""
 
-    backend: Literal["local"] = key("local", "who starts the processes", PLACEMENT)
+    backend: Literal["local", "ray"] = key("local", "who starts the processes, where no launcher has yet", PLACEMENT)
     num_processes: Positive | Auto = key("auto", "auto: one a GPU, else one", PLACEMENT)
+    min_processes: Positive | None = key(
+        None, "ray: go on with as few where machines are lost; null: num_processes", PLACEMENT
+    )
+    resources: dict[str, PositiveFloat] = key({}, "ray: what a process takes beside its cores and GPU", PLACEMENT)
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda where there is a GPU", PLACEMENT)
     threads_per_process: Positive | Auto = key("auto", "auto: this machine's cores / its processes", PLACEMENT)
     deterministic: bool = key(False, "on a GPU: slower kernels that give the same bits in every run", PLACEMENT)
@@ -197,6 +201,14 @@ class LaunchSection(Section):
     collective_timeout_seconds: PositiveFloat = key(
         1800.0, "a peer that does not answer for so long is lost; longer than one k-means iteration takes", PLACEMENT
     )
+
+    @model_validator(mode="after")
+    def _fewest_are_not_more(self) -> LaunchSection:
+        if isinstance(self.num_processes, int) and (self.min_processes or 1) > self.num_processes:
+            raise ValueError(
+                f"launch.min_processes={self.min_processes} is more than launch.num_processes={self.num_processes}"
+            )
+        return self
 
 
 class MetricsSection(Section):

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import socket
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from dcdist.distributed.collectives import Collectives, noticing_lost_peers
+from dcdist.distributed.place import Place
 from dcdist.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which process of the run this is."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-
-
-def read_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Those of torchrun's variables (the local launcher sets them too), else SLURM's, else one process alone.
-
-    Raises:
-        UsageError: a variable is missing or no number, or the rank is none of the world's.
-    """
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif "SLURM_PROCID" in environment:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-    else:
-        return Place(0, 1, 0, 1)
-    defaults = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    defaults |= {"SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1"}
-    given = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
-    try:
-        place = Place(*(int(environment.get(name, defaults.get(name, ""))) for name in names))
-    except ValueError as error:
-        raise UsageError(f"the environment describes no process group: {given}; expected numbers") from error
-    if not 0 <= place.rank < place.world_size:
-        raise UsageError(f"the environment describes no process group: {given}; expected 0 <= {names[0]} < {names[1]}")
-    return place
 
 
 def join(
@@ -66,6 +33,9 @@ def join(
     if missing:
         raise UsageError(f"{place.world_size} processes need {' and '.join(missing)} in the environment to meet")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    interface = interface_towards(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     with noticing_lost_peers():
         meeting = dist.rendezvous(
             "env://", place.rank, place.world_size, timeout=timedelta(seconds=join_timeout_seconds)
@@ -81,6 +51,25 @@ def join(
         store.set_timeout(timedelta(seconds=collective_timeout_seconds))  # NCCL meets there when it is first used
         _set_timeout(timedelta(seconds=collective_timeout_seconds))
     return Collectives(place.rank, place.world_size)
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface that leads to a host; None where that is not to be found out.
+
+    Gloo takes the one that holds the address of this machine's name, which many systems give as 127.0.1.1: processes
+    on other machines would wait for ever for what listens there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # of a datagram socket: chooses the route, sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == own for address in addresses):
+            return str(name)
+    return None
 
 
 def _set_timeout(timeout: timedelta) -> None:

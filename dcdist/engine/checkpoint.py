@@ -31,6 +31,7 @@ from dcdist.engine.restore import Stateful, StoredCheckpoint, open_newest
 from dcdist.engine.state_files import FlatState, HashingWriter, flatten, write_json, write_tensors
 from dcdist.errors import RunError, StopRequested
 from dcdist.faults import fault_point
+from dcdist.metrics.heartbeat import read_heartbeat
 from dcdist.run_directory import Attempt, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Checkpointer:
         self._collectives = collectives
         self._identity_digest = identity_digest
         self._keep = keep
+        self.repeated_steps = 0  # known on rank 0 once the attempt has begun
         self._line: list[CheckpointName] | None = None  # this attempt's committed checkpoints, the oldest first
 
     @property
@@ -177,12 +179,24 @@ class Checkpointer:
     def _record_beginning(self, name: CheckpointName | None) -> None:
         with self._naming_storage_failures():
             self._refuse_where_superseded()
-            self._attempt.record_beginning(name)
+            self.repeated_steps = self._steps_to_repeat(name)
+            self._attempt.record_beginning(name, self.repeated_steps)
         with self._warning_of_leftovers():
             # The line is fixed now: whatever older attempts have not committed by now is of no use to anybody.
             for left in list_checkpoints(self._storage):
                 if left.attempt < self._attempt.number and not is_committed(self._storage, left):
                     self._storage.remove_tree(left.folder)
+
+    def _steps_to_repeat(self, began_from: CheckpointName | None) -> int:
+        """How far the attempt before had come after the checkpoint that this one goes on from.
+
+        Where a kill ended it: to the step on a local path, on an object store as far as its last heartbeat says.
+        """
+        before = [number for number in self._run_directory.attempt_numbers() if number < self._attempt.number]
+        if not before:
+            return 0
+        reached = read_heartbeat(self._storage, self._run_directory.heartbeat_file(before[-1])).get("step", 0)
+        return max(0, int(reached) - (began_from.step if began_from else 0))
 
     @contextlib.contextmanager
     def _warning_of_leftovers(self) -> Iterator[None]:

@@ -68,6 +68,7 @@ class Journal:
             self._window.losses[name] = self._window.losses.get(name, 0.0) + value
         self._window.num_steps += 1
         self._window.learning_rate = learning_rate
+        self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step)
         if self._progress.step % self._every_num_steps == 0:
             self.flush()
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import ExitCode
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A run to start. Every process gets the same command; its place is in the environment (torchrun's variables)."""
+    """A run to start. Every process gets the same command; its place is in the environment (torchrun's variables).
+
+    Where several machines share a run, each starts its own processes, the same number on all: `node_rank` is the
+    place of this one among `num_nodes`. They meet where MASTER_ADDR and MASTER_PORT say.
+    """
 
     command: tuple[str, ...]
     num_processes: int
     threads_per_process: int
+    node_rank: int = 0
+    num_nodes: int = 1
 
 
 class JobHandle(Protocol):
@@ -31,3 +39,14 @@ class Launcher(Protocol):
     def submit(self, job: JobSpec) -> JobHandle:
         """Starts a run."""
         ...
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """The same experiment for processes that may start in another folder; URLs stay as they are."""
+
+    def absolute(path: str) -> str:
+        return path if "://" in path else str(Path(path).absolute())
+
+    run = config.run.model_copy(update={"dir": absolute(config.run.dir)})
+    data = config.data.model_copy(update={"root": absolute(config.data.root)})
+    return config.model_copy(update={"run": run, "data": data})

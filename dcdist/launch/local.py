@@ -11,17 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
 from dcdist.config.schema import LaunchSection
-from dcdist.errors import ExitCode
+from dcdist.errors import ExitCode, UsageError
 from dcdist.launch.base import JobSpec
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 # A bug or damaged memory: starting again would only crash again.
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # here, for nothing should be loaded between fork and exec
 
@@ -38,18 +39,20 @@ class LocalLauncher:
         self._survivor_seconds = survivor_seconds
 
     def submit(self, job: JobSpec) -> LocalJob:
-        port = _free_port()
+        if job.num_nodes == 1:
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        else:
+            meeting = {name: os.environ[name] for name in MEETING}
         processes: list[subprocess.Popen[bytes]] = []
         prepare = functools.partial(_begin, os.getpid())
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for wait(), which passes them on
-        for rank in range(job.num_processes):
+        for local_rank in range(job.num_processes):
             place = {
-                "RANK": rank,
-                "WORLD_SIZE": job.num_processes,
-                "LOCAL_RANK": rank,
+                "RANK": job.node_rank * job.num_processes + local_rank,
+                "WORLD_SIZE": job.num_nodes * job.num_processes,
+                "LOCAL_RANK": local_rank,
                 "LOCAL_WORLD_SIZE": job.num_processes,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
+                **meeting,
                 "OMP_NUM_THREADS": job.threads_per_process,
             }
             environment = os.environ | {name: str(value) for name, value in place.items()}
@@ -120,9 +123,10 @@ def _meaning(return_code: int) -> ExitCode:
     return ExitCode(return_code) if return_code in set(ExitCode) else ExitCode.FAILURE
 
 
-def _free_port() -> int:
+def free_port(address: str = "127.0.0.1") -> int:
+    """One that nobody listens on just now, at this address; "" stands for all of this machine's."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
@@ -135,17 +139,49 @@ def _begin(launcher: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def local_job(launch: LaunchSection, arguments: Sequence[str]) -> JobSpec:
-    """The processes of `dcdist ARGUMENTS` on this machine: as many as the config says, else one a GPU, else one."""
+def local_job(launch: LaunchSection, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> JobSpec:
+    """The processes of `dcdist ARGUMENTS` on this machine.
+
+    As many as the config says, else one a GPU, else one. Where NODE_RANK and NUM_NODES say that this is one of several
+    machines (a pod of a Kubernetes job), the config's number is that of all of them.
+
+    Raises:
+        UsageError: NODE_RANK, NUM_NODES, MASTER_ADDR and MASTER_PORT do not go together, or the machines cannot have
+            equally many processes.
+    """
+    node_rank, num_nodes = _read_node(environment)
     if isinstance(launch.num_processes, int):
-        num_processes = launch.num_processes
+        num_processes, left = divmod(launch.num_processes, num_nodes)
+        if left:
+            raise UsageError(
+                f"launch.num_processes={launch.num_processes} does not share out to NUM_NODES={num_nodes} machines: "
+                f"give a multiple of {num_nodes}, or auto for one a GPU"
+            )
     else:
         num_processes = 1 if launch.device == "cpu" else max(1, count_gpus())
     if isinstance(launch.threads_per_process, int):
         threads = launch.threads_per_process
     else:
         threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-    return JobSpec((sys.executable, "-m", "dcdist", *arguments), num_processes, threads)
+    return JobSpec((sys.executable, "-m", "dcdist", *arguments), num_processes, threads, node_rank, num_nodes)
+
+
+def _read_node(environment: Mapping[str, str]) -> tuple[int, int]:
+    names = ("NODE_RANK", "NUM_NODES", *MEETING)
+    if "NUM_NODES" not in environment:
+        return 0, 1
+    given = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
+    try:
+        node_rank, num_nodes = int(environment["NODE_RANK"]), int(environment["NUM_NODES"])
+        is_place = 0 <= node_rank < num_nodes and (num_nodes == 1 or all(environment.get(name) for name in MEETING))
+    except (KeyError, ValueError):
+        is_place = False
+    if not is_place:
+        raise UsageError(
+            f"the environment describes no machine of several: {given}; expected 0 <= NODE_RANK < NUM_NODES and where "
+            "the machine of rank 0 is"
+        )
+    return node_rank, num_nodes
 
 
 def count_gpus() -> int:

@@ -68,12 +68,16 @@ class PrometheusSink:
             *self._step_gauges.values(),
             *self._clustering_gauges.values(),
         )
-        self._last_commit = Gauge(
-            "dcdist_checkpoint_last_commit_timestamp_seconds",
-            "When the newest checkpoint was committed",
-            ("run",),
-            registry=self._registry,
+        self._last_commit = self._run_gauge(
+            "dcdist_checkpoint_last_commit_timestamp_seconds", "When the newest checkpoint was committed"
         )
+        self._first_step = self._run_gauge(
+            "dcdist_start_to_first_step_seconds", "From the start of the job to the end of its first step"
+        )
+        self._repeated = self._run_gauge(
+            "dcdist_resume_repeated_steps", "Training steps of the attempt before that this one does again"
+        )
+        self._attempt = self._run_gauge("dcdist_attempt", "Number of this start of the run, from 1")
         Gauge("dcdist_build_info", "Always 1", ("run", "version"), registry=self._registry).labels(run, version).set(1)
         self.port: int | None = None
         self._server: Any = None
@@ -95,9 +99,12 @@ class PrometheusSink:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, (*_LABELS, *labels), registry=self._registry)
 
+    def _run_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, ("run",), registry=self._registry)
+
     def write(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "event" and record["event"] == "checkpoint":
-            self._last_commit.labels(self._run).set(record["time"])
+        if record["kind"] == "event":
+            self._write_event(record)
         if record["stage"] not in self._methods:
             return  # before the first stage
         if record["stage"] != self._stage:
@@ -118,6 +125,16 @@ class PrometheusSink:
         elif record["kind"] == "clustering":
             for name in self._clustering_gauges.keys() & record.keys():
                 self._clustering_gauges[name].labels(*labels, record["head"]).set(record[name])
+
+    def _write_event(self, record: Mapping[str, Any]) -> None:
+        """What belongs to the whole run."""
+        if record["event"] == "checkpoint":
+            self._last_commit.labels(self._run).set(record["time"])
+        elif record["event"] == "first_step":
+            self._first_step.labels(self._run).set(record["seconds_from_start"])
+        elif record["event"] == "start":
+            self._attempt.labels(self._run).set(record["attempt"])
+            self._repeated.labels(self._run).set(record["repeated_steps"])
 
     def _begin_stage(self, stage: str) -> None:
         """Values of a stage that is over would look like those of a run that stands still."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from dcdist.metrics.heartbeat import Heartbeat
+
 logger = logging.getLogger(__name__)
 
 Kind = Literal["step", "clustering", "epoch", "evaluation", "event"]
@@ -36,10 +38,19 @@ class Recorder:
     """Hands records to its sinks; ranks other than 0 have none.
 
     Metrics must not stop a training: a sink that raises is closed, left out from then on, and named in one warning.
+
+    Args:
+        sinks: where records go.
+        heartbeat: one of them, which hears of every step.
+        started_at: when the job began (unix seconds), for the time to its first step; None where nobody asks.
     """
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink], heartbeat: Heartbeat | None = None, started_at: float | None = None
+    ) -> None:
         self._sinks = list(sinks)
+        self._heartbeat = heartbeat
+        self._started_at = started_at
 
     def record(self, kind: Kind, stage: str, epoch: int, step: int, **values: Any) -> None:
         """Adds the time and hands the record on.
@@ -53,6 +64,15 @@ class Recorder:
         """
         record = {"kind": kind, "stage": stage, "epoch": epoch, "step": step, "time": time.time(), **values}
         self._each(lambda sink: sink.write(record))
+
+    def step_done(self, stage: str, epoch: int, step: int) -> None:
+        """Called after every step, of which few become records."""
+        if self._started_at is not None:
+            seconds, self._started_at = time.time() - self._started_at, None
+            self.record("event", stage, epoch, step, event="first_step", seconds_from_start=seconds)
+        if self._heartbeat in self._sinks:
+            assert self._heartbeat is not None
+            self._heartbeat.beat(epoch, step)
 
     def sync(self) -> None:
         """Returns when the sinks have stored all records; called at commits."""

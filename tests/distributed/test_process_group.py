@@ -12,11 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcdist.distributed.process_group import Place, join, read_place
+from dcdist.distributed.place import Place, read_place
+from dcdist.distributed.process_group import join
 from dcdist.errors import UsageError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"}
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "12",
+    "SLURM_STEP_NUM_TASKS": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),1",
+    "SLURM_NODEID": "1",
+}
+BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 
 
 @pytest.mark.parametrize(
@@ -24,11 +34,12 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_
     [
         ({}, Place(0, 1, 0, 1)),
         (TORCHRUN, Place(3, 4, 1, 2)),
-        (SLURM, Place(5, 8, 1, 4)),
+        (SLURM, Place(5, 9, 1, 4)),
+        (SLURM | {"SLURM_PROCID": "8", "SLURM_NODEID": "2", "SLURM_LOCALID": "0"}, Place(8, 9, 0, 1)),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, Place(0, 1, 0, 1)),
+        (BATCH_SCRIPT, Place(0, 1, 0, 1)),
         (TORCHRUN | SLURM, Place(3, 4, 1, 2)),
         ({"RANK": "0", "WORLD_SIZE": "2"}, Place(0, 2, 0, 1)),
-        ({"SLURM_PROCID": "0"}, Place(0, 1, 0, 1)),
-        ({"SLURM_NTASKS": "8"}, Place(0, 1, 0, 1)),
     ],
 )
 def test_place(environment: dict[str, str], place: Place) -> None:
@@ -45,11 +56,13 @@ def test_place(environment: dict[str, str], place: Place) -> None:
         TORCHRUN | {"RANK": "4"},
         TORCHRUN | {"RANK": "-1"},
         TORCHRUN | {"WORLD_SIZE": "0"},
-        SLURM | {"SLURM_NTASKS": "8(x2)"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "8(x2)"},
+        SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,-"},
+        SLURM | {"SLURM_NODEID": "3"},
     ],
 )
 def test_an_environment_that_makes_no_sense_is_named(environment: dict[str, str]) -> None:
-    name = "SLURM_NTASKS" if "SLURM_NTASKS" in environment else "RANK"
+    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_ID" in environment else "RANK"
     with pytest.raises(UsageError, match="the environment describes no process group") as error:
         read_place(environment)
     assert f"{name}={environment.get(name)!r}" in str(error.value)
@@ -76,7 +89,8 @@ import os, sys, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from dcdist.distributed.process_group import join, read_place
+from dcdist.distributed.place import read_place
+from dcdist.distributed.process_group import join
 from dcdist.errors import PeerLost
 torch.set_num_threads(1)
 place, join_timeout, folder = read_place(), float(sys.argv[1]), sys.argv[2]

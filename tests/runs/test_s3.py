@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import threading
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 
+from tests.cluster.faulty_proxy import FaultyProxy
 from tests.runs.conftest import experiment
 from tests.runs.processes import assert_same_state, final_state, run, start_run, write_config
 
@@ -43,53 +42,11 @@ def test_killed_and_resumed(s3_config: Path, undisturbed: dict[int, dict[str, An
     assert {"config.yaml", "keys.parquet", "attempts", "metrics", "assignments", "checkpoints", "logs"} <= written
 
 
-class Proxy:
-    """Passes connections on to the server while it is open; closed, it refuses them and cuts those that there are."""
-
-    def __init__(self, server: str) -> None:
-        host, _, port = server.removeprefix("http://").rpartition(":")
-        self._server = (host, int(port))
-        self._pairs: list[socket.socket] = []
-        self.address = ("127.0.0.1", 0)
-        self.open()
-
-    def open(self) -> None:
-        self._listener = socket.create_server(self.address)
-        self.address = self._listener.getsockname()
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for end in self._pairs:
-            end.close()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._server)
-            self._pairs += [client, server]
-            for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
-
-    @staticmethod
-    def _pump(one: socket.socket, other: socket.socket) -> None:
-        try:
-            while data := one.recv(1 << 16):
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-
 def test_a_server_that_goes_away_and_comes_back(
     s3_server: str, s3_config: Path, undisturbed: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
-    proxy = Proxy(s3_server)
-    there = {**environment(), "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.address[1]}"}
+    proxy = FaultyProxy(s3_server)
+    there = {**environment(), "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": proxy.url}
     running = start_run(s3_config, environment={**there, "DCDIST_FAULT": "train:step:9:*:SIGSTOP"})
     running.wait_until_stopped()
     proxy.close()

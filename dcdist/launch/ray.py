@@ -1,0 +1,145 @@
+"""Processes on a Ray cluster. Ray Train's TorchTrainer places a worker a device and starts the group again after
+failures, on as many as there are between a minimum and a maximum; checkpoints are dcdist's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from dcdist.config.load import to_yaml
+from dcdist.config.schema import ExperimentConfig
+from dcdist.errors import DcdistError, ExitCode, UsageError
+from dcdist.launch.base import with_absolute_paths
+from dcdist.launch.local import FORWARDED
+
+# For `ray job stop`, which asks the driver to end and kills it 3 seconds later unless told otherwise.
+STOP_WAIT_SECONDS = 120
+
+
+def run_on_ray(config: ExperimentConfig) -> ExitCode:
+    """Runs an experiment on the cluster that this process belongs to (RAY_ADDRESS, or the one on this machine).
+
+    A signal that asks this process to end goes on to the workers' processes, which save and end.
+
+    Raises:
+        UsageError: Ray is not installed, there is no cluster, or it can never give what the config asks for.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean what they mean here
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("ray is not installed: pip install 'dcdist[ray]'") from error
+    _connect(ray)
+    with _noticing_signals() as asked:
+        return _fit(config, asked)
+
+
+def _connect(ray: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    try:
+        ray.init(address=address, configure_logging=False, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"no Ray cluster at RAY_ADDRESS={address} ({first_line}): start one with `ray start --head`, or hand the "
+            "run over by `dcdist submit ray --address http://HEAD:8265`"
+        ) from error
+
+
+@contextlib.contextmanager
+def _noticing_signals() -> Iterator[threading.Event]:
+    asked = threading.Event()
+
+    def notice(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    previous = {number: signal.signal(number, notice) for number in FORWARDED}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _fit(config: ExperimentConfig, asked: threading.Event) -> ExitCode:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from dcdist.launch.ray_group import Group, Overseer, work
+
+    launch = config.launch
+    resources = resources_per_process(config, ray.cluster_resources())
+    most = launch.num_processes if isinstance(launch.num_processes, int) else int(ray.cluster_resources().get("GPU", 1))
+    least = launch.min_processes or most
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    overseer = Overseer.options(scheduling_strategy=here).remote()
+    task = {"config": to_yaml(with_absolute_paths(config)), "overseer": overseer, "threads": int(resources["CPU"])}
+    with tempfile.TemporaryDirectory(prefix="dcdist-ray-") as ray_results:
+        trainer = TorchTrainer(
+            work,
+            train_loop_config=task,
+            torch_config=Group(),
+            scaling_config=ScalingConfig(
+                num_workers=most if least == most else (least, most),
+                use_gpu="GPU" in resources,
+                resources_per_worker=resources,
+            ),
+            # dcdist itself ends a run that gets nowhere; Ray's own record of the run is of no use afterwards.
+            run_config=RunConfig(
+                name="dcdist", storage_path=ray_results, failure_config=FailureConfig(max_failures=-1)
+            ),
+        )
+        fit = _Fit(trainer)
+        fit.start()
+        while fit.is_alive():
+            if asked.wait(0.2) and fit.is_alive():
+                ray.get(overseer.stop.remote())
+                fit.join()
+    if fit.error is not None:
+        raise DcdistError(f"Ray Train ended: {fit.error}") from fit.error
+    # Asked to end before there were processes, or between two groups.
+    return ExitCode(fit.exit_code) if fit.exit_code is not None else ExitCode.RUN_AGAIN
+
+
+class _Fit(threading.Thread):
+    """The trainer in a thread of its own: signals reach the main thread alone, which must not wait inside Ray."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(name="dcdist-ray-train", daemon=True)
+        self._trainer = trainer
+        self.exit_code: int | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.exit_code = self._trainer.fit().return_value
+        except Exception as error:
+            self.error = error
+
+
+def resources_per_process(config: ExperimentConfig, cluster: Mapping[str, float]) -> dict[str, float]:
+    """What each worker takes of the cluster: cores for its threads, a GPU where there are any, what the config adds.
+
+    Raises:
+        UsageError: the cluster has no such resource, or not enough for the smallest group.
+    """
+    launch = config.launch
+    threads = launch.threads_per_process if isinstance(launch.threads_per_process, int) else 1
+    resources: dict[str, float] = {"CPU": threads, **launch.resources}
+    if launch.device == "cuda" or (launch.device == "auto" and cluster.get("GPU", 0) > 0):
+        resources["GPU"] = 1
+    for name in resources:
+        if name not in cluster:
+            known = ", ".join(sorted(name for name in cluster if ":" not in name))
+            raise UsageError(f"the Ray cluster has no {name}, which each process should take; it has {known}")
+    return resources
