@@ -65,12 +65,37 @@ def train(
 
 
 @app.command()
+def status(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False,
+) -> None:
+    """Say how a run stands, from its folder alone: state, position, rate, last checkpoint, restarts."""
+    import json
+
+    from dcdist.status import read_status
+
+    found = read_status(run)
+    typer.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
 def stop(run: Run) -> None:
     """Ask a run to save and end (exit code 3); a later start runs on."""
     from dcdist.run_directory import RunDirectory
 
     number = RunDirectory(run).request_stop()
     typer.echo(f"attempt {number} of {run} will save and stop at its next step")
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[str | None, typer.Option(help="run directory to try out (run.dir)")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Check what breaks runs on a cluster; usable inside a job, as in `srun dcdist doctor`."""
+    from dcdist.doctor import examine
+
+    raise typer.Exit(examine(run_dir, device))
 
 
 @app.command()

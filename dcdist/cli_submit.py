@@ -57,3 +57,56 @@ def submit_slurm(
     )
     submission = SlurmSubmission(load_config(config, overrides or ()), resources, folder)
     typer.echo(submission.script() if dry_run else submission.submit())
+
+
+@submit_app.command("ray")
+def submit_ray(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="of the job server, http://HEAD:8265; RAY_ADDRESS")] = None,
+    submission_id: Annotated[str | None, typer.Option(help="the job's name; by default one of the server's")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Hand a run to a Ray cluster's job server; prints the job's name. `ray job stop` lets it save first.
+
+    launch.num_processes and launch.min_processes say how many workers there are; relative paths of the config must be
+    the same files on all nodes.
+    """
+    from dcdist.config.load import load_config
+    from dcdist.launch.ray import RaySubmission
+
+    submission = RaySubmission(load_config(config, overrides or ()), address, submission_id)
+    typer.echo(submission.describe() if dry_run else submission.submit())
+
+
+@submit_app.command("k8s")
+def submit_k8s(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    base: Annotated[Path, typer.Option(help="kustomization: k8s/job, k8s/rayjob or an overlay")] = Path("k8s/job"),
+    name: Annotated[str | None, typer.Option(help="of the Job; by default the last part of run.dir")] = None,
+    image: Annotated[str | None, typer.Option(help="built from k8s/Dockerfile")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Kubernetes namespace")] = None,
+    nodes: Annotated[int | None, typer.Option(help="pods")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of a pod, a process each; 0: CPUs")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(help="cores of a pod")] = None,
+    memory: Annotated[str | None, typer.Option(help="of a pod, as in 32Gi")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Apply a run to a Kubernetes cluster with kubectl; what is not given stays as the base has it."""
+    from dcdist.config.load import load_config
+    from dcdist.launch.kubernetes import KubernetesSubmission, name_of_run, render, submit
+
+    submission = KubernetesSubmission(
+        config=config,
+        base=base,
+        name=name or name_of_run(load_config(config, overrides or ()).run.dir),
+        overrides=tuple(overrides or ()),
+        image=image,
+        namespace=namespace,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        memory=memory,
+    )
+    typer.echo(render(submission) if dry_run else submit(submission))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 from dcdist.errors import UsageError
-from dcdist.storage import Storage
+from dcdist.storage import Storage, StorageError
 
 FORMAT_VERSION = 1
 COMMIT_FILE = "COMMIT.json"
@@ -153,9 +153,14 @@ def is_committed(storage: Storage, name: CheckpointName) -> bool:
 
 
 def read_commit(storage: Storage, name: CheckpointName) -> Commit:
-    """Raises DamagedCheckpointError, also where the file cannot be read, or UsageError as parse_commit."""
+    """Raises DamagedCheckpointError, also where the file cannot be read, or UsageError as parse_commit.
+
+    A server that fails says nothing of the file: its StorageError goes on, here and in verify_files.
+    """
     try:
         data = storage.read_bytes(f"{name.folder}/{COMMIT_FILE}")
+    except StorageError:
+        raise
     except OSError as error:
         raise DamagedCheckpointError(f"{name.folder}/{COMMIT_FILE} cannot be read: {error}") from error
     return parse_commit(name, data)
@@ -171,6 +176,8 @@ def verify_files(storage: Storage, commit: Commit) -> None:
                 raise DamagedCheckpointError(f"{path} has {size} bytes, {expected.size} were written")
             with storage.open_for_reading(path) as handle:
                 digest = _sha256(handle)
+        except StorageError:
+            raise
         except OSError as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
         if digest != expected.sha256:

@@ -37,9 +37,13 @@ class RunError(DcdistError):
 
 
 class Preempted(DcdistError):
-    """A signal asked the run to make room; its state is saved."""
+    """A signal, to this process or another of the run, asked it to make room; its state is saved."""
 
     exit_code = ExitCode.RUN_AGAIN
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(f"{signal_name} asked the run to make room")
+        self.signal_name = signal_name
 
 
 class PeerLost(DcdistError):

@@ -219,6 +219,7 @@ class RunDirectory:
         if ended:
             raise UsageError(
                 f"attempt {asked} of {self} has ended already ({ended['reason']}): nothing is to be stopped"
+                + _how_to_cancel(self.read_attempt(asked).get("launcher"), ended["exit_code"])
             )
         self.storage.write_bytes(self.stop_file(asked), _to_json({"attempt": asked, "requested": _now()}))
         return asked
@@ -305,6 +306,15 @@ class Attempt:
         self.run_directory.storage.write_bytes(
             self.run_directory.attempt_file(self.number), _to_json({**content, **entries})
         )
+
+
+def _how_to_cancel(launcher: Mapping[str, Any] | None, exit_code: int) -> str:
+    """The rest of a message: a job that waits to start again sees no request."""
+    if exit_code != ExitCode.RUN_AGAIN or launcher is None:
+        return ""
+    commands = {"slurm": "scancel", "ray": "ray job stop", "kubernetes": "kubectl delete job"}
+    command = commands.get(launcher["name"])
+    return f". Where its job waits to start again: {command} {launcher['job']}" if command else ""
 
 
 def _now() -> str:

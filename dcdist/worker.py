@@ -32,7 +32,7 @@ from dcdist.engine.boundary import Boundary
 from dcdist.engine.checkpoint import Checkpointer
 from dcdist.engine.pipeline import RunState, Stage, run_stages
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
-from dcdist.errors import DcdistError, ExitCode, PeerLost, Preempted, UsageError
+from dcdist.errors import DcdistError, ExitCode, PeerLost, Preempted, RunError, UsageError
 from dcdist.metrics.logs import log_to_run
 from dcdist.metrics.recorder import Kind as RecordKind
 from dcdist.metrics.recorder import Recorder
@@ -155,6 +155,10 @@ class _Run:
                 lost = PeerLost(f"another process of the run died or stopped answering: {error}")
                 self.record_end(lost)
                 raise self.without_progress(lost) from error
+            if isinstance(error, OSError):  # a full disk, a file system that fails
+                failed = RunError(f"the files of the run or of its data fail: {error}")
+                self.record_end(failed)
+                raise failed from error
             self.record_end(error)
             raise
         self.record_end(None)
@@ -163,7 +167,7 @@ class _Run:
         if self.collectives.is_main:
             code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
             reason = f"{type(error).__name__}: {error}" if error else "done"
-            signal_name = self.signals.name if isinstance(error, Preempted) else None
+            signal_name = error.signal_name if isinstance(error, Preempted) else None
             try:
                 self.attempt.record_end(code, reason, signal_name)
             except OSError as failure:  # must not hide why the attempt ended

@@ -111,13 +111,13 @@ def _is_delivered(number: signal.Signals) -> bool:
         flag.install()
         os.kill(os.getpid(), number)
         ends = time.monotonic() + _DELIVERY_SECONDS
-        while flag.name is None and time.monotonic() < ends:
+        while flag.number is None and time.monotonic() < ends:
             time.sleep(0.001)
     finally:
         for each, handler in previous.items():
             if handler is not None:  # one that is not Python's cannot be put back
                 signal.signal(each, handler)
-    return flag.name == number.name
+    return flag.number == number
 
 
 def check_open_files() -> Check:

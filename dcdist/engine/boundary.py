@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
 from dcdist.errors import Preempted, StopRequested
+
+_SIGNALS = 128  # more than there are: a request and a signal travel as one number
 
 
 class Boundary:
@@ -24,15 +27,20 @@ class Boundary:
         self._signals = signals
         self._clock = clock
         self._watch = watch
+        self._preempting = ""  # the signal that some rank has got
 
     def agree(self, step: int | None = None) -> Request:
         """The largest request of any rank. Collective. Saves are due at steps only."""
-        request = Request.PREEMPT if self._signals.name else Request.NONE
+        request = Request.PREEMPT if self._signals.number else Request.NONE
         if self._watch:
             request = max(request, self._watch.answer)
         if self._collectives.is_main and step is not None and request is Request.NONE and self._clock.is_due(step):
             request = Request.SAVE
-        return Request(self._collectives.largest(request))
+        number = self._signals.number if request is Request.PREEMPT and self._signals.number else 0
+        largest, number = divmod(self._collectives.largest(request * _SIGNALS + number), _SIGNALS)
+        if number:
+            self._preempting = signal.Signals(number).name
+        return Request(largest)
 
     def between_steps(self) -> None:
         """A boundary where nothing needs saving (a batch of features, a k-means iteration). Collective.
@@ -56,7 +64,7 @@ class Boundary:
     def leave(self, request: Request) -> None:
         """Raises what the request stands for, if it ends the run."""
         if request is Request.PREEMPT:
-            raise Preempted(f"{self._signals.name or 'a signal to another process'} asked the run to make room")
+            raise Preempted(self._preempting)
         if request is Request.STOP:
             raise StopRequested("a stop was requested")
         if request is Request.YIELD:

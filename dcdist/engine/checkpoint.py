@@ -33,6 +33,7 @@ from dcdist.errors import RunError, StopRequested
 from dcdist.faults import fault_point
 from dcdist.metrics.heartbeat import read_heartbeat
 from dcdist.run_directory import Attempt, RunDirectory
+from dcdist.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ class Checkpointer:
                     writer = HashingWriter(handle)
                     write(writer)
             except OSError as error:
-                return files, f"{self._storage.url(path)}: {error}"
+                return files, str(error) if isinstance(error, StorageError) else f"{self._storage.url(path)}: {error}"
             files[file] = writer.stored_file()
         return files, None
 
@@ -254,7 +255,7 @@ class Checkpointer:
             with self._failing(commit.name):
                 for file, stored in commit.files.items():
                     path = f"{commit.name.folder}/{file}"
-                    if not self._storage.exists(path) or self._storage.size(path) != stored.size:
+                    if self._size_of(path) != stored.size:
                         raise OSError(
                             f"{self._storage.url(path)} is not there with the {stored.size} bytes that a rank wrote: "
                             "do all machines see the same run.dir?"
@@ -265,6 +266,12 @@ class Checkpointer:
         except Exception:
             self._discard(commit.name)
             raise
+
+    def _size_of(self, path: str) -> int | None:
+        try:
+            return self._storage.size(path)
+        except FileNotFoundError:
+            return None
 
     def _discard(self, name: CheckpointName) -> None:
         """Removes what was written of a checkpoint that is not committed, where that is possible."""

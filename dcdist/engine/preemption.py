@@ -26,7 +26,7 @@ class SignalFlag:
     """Remembers that one of the signals came; installed as early as possible, before heavy imports."""
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.number: signal.Signals | None = None
 
     def install(self) -> SignalFlag:
         """Takes over the signals. Only the main thread may do this."""
@@ -35,7 +35,7 @@ class SignalFlag:
         return self
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        self.number = signal.Signals(number)
 
 
 class Watch:

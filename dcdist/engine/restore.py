@@ -15,7 +15,7 @@ from dcdist.distributed.collectives import Collectives
 from dcdist.engine.state_files import read_state
 from dcdist.errors import RunError, UsageError
 from dcdist.run_directory import RunDirectory
-from dcdist.storage import Storage, open_storage
+from dcdist.storage import Storage, StorageError, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StoredCheckpoint:
     """A whole checkpoint, open for reading; behind a URL its files are copied to a temporary folder until `close`."""
 
     def __init__(self, commit: Commit, storage: Storage) -> None:
-        """Fetches and verifies all files. Raises DamagedCheckpointError."""
+        """Fetches and verifies all files. Raises DamagedCheckpointError, or StorageError where the server fails."""
         self.commit = commit
         self._resources = contextlib.ExitStack()
         try:
@@ -62,6 +62,8 @@ class StoredCheckpoint:
             path = f"{self.commit.name.folder}/{name}"
             try:
                 remote.download(path, local / name)
+            except StorageError:
+                raise
             except OSError as error:
                 raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
         return open_storage(folder)
@@ -117,6 +119,7 @@ def open_newest(
 
     Raises:
         RunError: there are checkpoints, and none is whole.
+        StorageError: the server fails, for some rank: a checkpoint that cannot be read now is not passed over.
         UsageError: one was written by a dcdist with another format.
     """
     problems = []
@@ -129,7 +132,7 @@ def open_newest(
         if stored is not None:
             stored.close()
         for error in found:
-            if isinstance(error, UsageError):
+            if isinstance(error, UsageError | StorageError):
                 raise error
         problems.append(f"{name}: {found[0]}")
         if collectives.is_main:
@@ -145,5 +148,5 @@ def open_newest(
 def _open(storage: Storage, name: CheckpointName) -> tuple[StoredCheckpoint | None, Exception | None]:
     try:
         return StoredCheckpoint(read_commit(storage, name), storage), None
-    except (DamagedCheckpointError, UsageError) as error:
+    except (DamagedCheckpointError, StorageError, UsageError) as error:
         return None, error

@@ -57,6 +57,11 @@ class KubernetesSubmission:
     memory: str | None = None
 
 
+def name_of_run(run_dir: str) -> str:
+    """The last part of run.dir as Kubernetes takes names: lower case letters, digits and "-"."""
+    return re.sub(r"[^a-z0-9]+", "-", run_dir.rstrip("/").rpartition("/")[2].lower()).strip("-")
+
+
 def render(submission: KubernetesSubmission) -> str:
     """The manifests, as YAML. Raises UsageError for a submission that makes none."""
     experiment = load_config(submission.config, submission.overrides)

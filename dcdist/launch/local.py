@@ -44,7 +44,7 @@ class LocalLauncher:
         else:
             meeting = {name: os.environ[name] for name in MEETING}
         processes: list[subprocess.Popen[bytes]] = []
-        prepare = functools.partial(_begin, os.getpid())
+        prepare = functools.partial(die_with, os.getpid())
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # they wait for wait(), which passes them on
         for local_rank in range(job.num_processes):
             place = {
@@ -130,8 +130,8 @@ def free_port(address: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def _begin(launcher: int) -> None:
-    """In a process, before anything else."""
+def die_with(launcher: int) -> None:
+    """In a process, before anything else: takes signals, and gets SIGTERM when its launcher's thread ends."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     # A launcher that is killed takes nothing with it: its processes get SIGTERM, save and exit.
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

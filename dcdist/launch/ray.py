@@ -5,11 +5,15 @@ failures, on as many as there are between a minimum and a maximum; checkpoints a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,6 +25,7 @@ from dcdist.launch.local import FORWARDED
 
 # For `ray job stop`, which asks the driver to end and kills it 3 seconds later unless told otherwise.
 STOP_WAIT_SECONDS = 120
+NOT_INSTALLED = "ray is not installed: pip install 'dcdist[ray]'"
 
 
 def run_on_ray(config: ExperimentConfig) -> ExitCode:
@@ -36,7 +41,7 @@ def run_on_ray(config: ExperimentConfig) -> ExitCode:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("ray is not installed: pip install 'dcdist[ray]'") from error
+        raise UsageError(NOT_INSTALLED) from error
     _connect(ray)
     with _noticing_signals() as asked:
         return _fit(config, asked)
@@ -44,13 +49,15 @@ def run_on_ray(config: ExperimentConfig) -> ExitCode:
 
 def _connect(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS", "auto")
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdigit() and "://" not in address:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, configure_logging=False, log_to_driver=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"no Ray cluster at RAY_ADDRESS={address} ({first_line}): start one with `ray start --head`, or hand the "
-            "run over by `dcdist submit ray --address http://HEAD:8265`"
+            f"no Ray cluster at RAY_ADDRESS={address} ({_first_line(error)}): start one with `ray start --head`, or "
+            "hand the run over by `dcdist submit ray --address http://HEAD:8265`"
         ) from error
 
 
@@ -143,3 +150,72 @@ def resources_per_process(config: ExperimentConfig, cluster: Mapping[str, float]
             known = ", ".join(sorted(name for name in cluster if ":" not in name))
             raise UsageError(f"the Ray cluster has no {name}, which each process should take; it has {known}")
     return resources
+
+
+@dataclass(frozen=True)
+class RaySubmission:
+    """A run as a job of a Ray cluster's job server.
+
+    Args:
+        config: the experiment; its relative paths are taken from here and must be the same files there.
+        address: of the job server, http://HEAD:8265; None takes RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
+        submission_id: the job's name; None for one of the server's.
+    """
+
+    config: ExperimentConfig
+    address: str | None = None
+    submission_id: str | None = None
+
+    @property
+    def entrypoint(self) -> str:
+        return "dcdist train config.yaml launch.backend=ray"
+
+    def runtime_env(self, folder: str) -> dict[str, Any]:
+        """The folder holds the config alone; a stop leaves the time to save."""
+        return {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}}
+
+    def describe(self) -> str:
+        """All that would be handed over."""
+        job = {
+            "address": self._address(),
+            "entrypoint": self.entrypoint,
+            "submission_id": self.submission_id,
+            "runtime_env": self.runtime_env("(a folder with config.yaml)"),
+        }
+        return f"{json.dumps(job, indent=1)}\n\n# config.yaml\n{self._config_text()}"
+
+    def submit(self) -> str:
+        """Hands it over; returns the job's name. Raises UsageError where there is no job server, or it refuses."""
+        address = self._address()
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as error:
+            raise UsageError(NOT_INSTALLED) from error
+        os.environ["RAY_ADDRESS"] = address  # which Ray would otherwise prefer to the one that it is given
+        with tempfile.TemporaryDirectory(prefix="dcdist-") as folder:
+            Path(folder, "config.yaml").write_text(self._config_text())
+            try:
+                job = JobSubmissionClient(address).submit_job(
+                    entrypoint=self.entrypoint,
+                    submission_id=self.submission_id,
+                    runtime_env=self.runtime_env(folder),
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UsageError(f"the job server at {address} takes no job: {_first_line(error)}") from error
+        return str(job)
+
+    def _address(self) -> str:
+        address = self.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+        if not address or not address.startswith(("http://", "https://")):
+            raise UsageError(
+                f"no address of a Ray job server ({address!r}): give --address http://HEAD:8265, or set "
+                "RAY_API_SERVER_ADDRESS"
+            )
+        return address
+
+    def _config_text(self) -> str:
+        return to_yaml(with_absolute_paths(self.config))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

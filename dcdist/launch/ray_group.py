@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
 from dcdist.errors import ExitCode
-from dcdist.launch.local import combined_exit_code, free_port
+from dcdist.launch.local import combined_exit_code, die_with, free_port
 
 POLL_SECONDS = 0.5
 # After one process of a group has ended, the others notice (at their next collective), save and end within this.
@@ -134,7 +135,7 @@ def work(task: dict[str, Any]) -> int:
         config.flush()
         command = [sys.executable, "-m", "dcdist", "train", config.name]
         environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"])}
-        _process = subprocess.Popen(command, env=environment)
+        _process = subprocess.Popen(command, env=environment, preexec_fn=functools.partial(die_with, os.getpid()))
         told = False
         while _process.poll() is None:
             if not told and ray.get(overseer.is_stopping.remote()):

@@ -18,7 +18,7 @@ from dcdist.storage import UPLOAD_EVERY_SECONDS, Storage
 EVERY_SECONDS = 5.0
 _NUM_BYTES = 1024  # one write of a fixed size: readers see the old content or the new one
 _KEPT = ("stage", "epoch", "step")
-_FROM_EVENTS = {"phase": ("phase",), "stage_begin": ("num_epochs", "until_step")}
+_FROM_EVENTS = {"phase": ("phase",), "stage_begin": ("num_epochs", "until_step", "samples_per_step")}
 _FROM_STEPS = ("loss", "samples_per_second")
 
 
@@ -27,7 +27,7 @@ class Heartbeat:
     is written each minute and at commits.
 
     {"time": when it was written, "progressed": when the last record or step came, "stage", "phase", "epoch",
-    "num_epochs", "step", "until_step", "loss", "samples_per_second"}
+    "num_epochs", "step", "until_step", "samples_per_step", "loss", "samples_per_second"}
     """
 
     def __init__(self, storage: Storage, path: str) -> None:

@@ -31,18 +31,23 @@ def log_to_run(run_directory: RunDirectory, attempt: int, rank: int) -> Iterator
     """While it is open, everything that dcdist logs goes to RUN/logs/NNNN-rank-R.log."""
     formatter = logging.Formatter(_FORMAT)
     formatter.converter = time.gmtime
-    with GrowingFile(run_directory.storage, run_directory.log_file(attempt, rank)) as file:
-        handlers: list[logging.Handler] = [_GrowingFileHandler(file)]
-        if rank == 0:
-            handlers.append(logging.StreamHandler(sys.stderr))
-            handlers[-1].setLevel(logging.WARNING)
-        root = logging.getLogger("dcdist")
-        root.setLevel(logging.INFO)
-        for handler in handlers:
-            handler.setFormatter(formatter)
-            root.addHandler(handler)
+    file = GrowingFile(run_directory.storage, run_directory.log_file(attempt, rank))
+    handlers: list[logging.Handler] = [_GrowingFileHandler(file)]
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[-1].setLevel(logging.WARNING)
+    root = logging.getLogger("dcdist")
+    root.setLevel(logging.INFO)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handlers[0])
         try:
-            yield
-        finally:
-            for handler in handlers:
-                root.removeHandler(handler)
+            file.close()
+        except OSError as error:  # a run that is done stays done
+            root.warning("the end of this log is not stored: %s", error)
+        for handler in handlers[1:]:
+            root.removeHandler(handler)

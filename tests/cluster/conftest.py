@@ -31,12 +31,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed_on_two(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> dict[str, Any]:  # noqa: F811
-    """What the clusters' experiment ends with on two processes of this machine that nothing disturbs."""
+def undisturbed_run(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:  # noqa: F811
+    """The clusters' experiment on two processes of this machine that nothing disturbs: its folder."""
     folder = tmp_path_factory.mktemp("undisturbed-cluster")
     file = write_config(folder / "config.yaml", cluster_experiment(digits_folder, folder / "run"))
     assert run(file, num_processes=2) == [0, 0]
-    return final_state(folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def undisturbed_on_two(undisturbed_run: Path) -> dict[str, Any]:
+    """What it ends with."""
+    return final_state(undisturbed_run)
 
 
 @pytest.fixture

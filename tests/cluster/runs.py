@@ -21,6 +21,7 @@ def cluster_experiment(data: Path, run_directory: Path | str) -> dict[str, Any]:
     values["train"]["num_epochs"] = NUM_STEPS // 7
     values["checkpoint"]["every_num_steps"] = 5
     values["launch"]["threads_per_process"] = 1
+    values["metrics"]["every_num_steps"] = 1
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -68,7 +69,7 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        controller_port, *node_ports = _free_ports(3)
+        controller_port, *node_ports = free_ports(3)
         self._conf = folder / "slurm.conf"
         self._conf.write_text(_CONF.format(folder=folder, controller_port=controller_port, node_ports=node_ports))
         for card in range(4):  # files that stand for GPUs: SLURM counts them, nothing opens them
@@ -191,9 +192,13 @@ def wait_for(
         time.sleep(0.1)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int, below: int = 65_536) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        while len(found) < count:
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", 0 if below > 60_000 else random.randrange(2_000, below)))
+                found.append(probe.getsockname()[1])
+    return found

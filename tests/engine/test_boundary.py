@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
@@ -25,7 +26,7 @@ def boundary(
     collectives: Collectives, signal_name: str | None, answer: Request, every_num_steps: int | None = None
 ) -> Boundary:
     signals = SignalFlag()
-    signals.name = signal_name
+    signals.number = signal.Signals[signal_name] if signal_name else None
     watch: Any = Answered(answer)
     return Boundary(collectives, signals, SaveClock(every_num_steps, None), watch if collectives.is_main else None)
 

@@ -49,11 +49,15 @@ def scrape(sink: PrometheusSink) -> dict[str, dict[tuple[tuple[str, str], ...], 
 
 
 def test_steps_and_samples_are_counted_from_where_the_process_began(sink: PrometheusSink) -> None:
-    sink.write(record("event", 0, stage="", event="start", attempt=2))
+    sink.write(record("event", 0, stage="", event="start", attempt=2, repeated_steps=7))
     sink.write(record("event", 100, event="stage_begin", num_epochs=9, until_step=900, samples_per_step=64))
+    sink.write(record("event", 101, event="first_step", seconds_from_start=4.5))
     sink.write(step_record(110))
     sink.write(step_record(125))
     values = scrape(sink)
+    assert values["dcdist_attempt"] == {(): 2.0}
+    assert values["dcdist_resume_repeated_steps"] == {(): 7.0}
+    assert values["dcdist_start_to_first_step_seconds"] == {(): 4.5}
     assert values["dcdist_steps_total"] == {(): 25.0}
     assert values["dcdist_samples_total"] == {(): 25.0 * 64}
     assert values["dcdist_step"] == {(): 125.0}

@@ -1,0 +1,103 @@
+"""Runs on a real Ray cluster of two nodes, through the dashboard's job server, disturbed and not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcdist.metrics.jsonl import read_metrics
+from dcdist.storage import open_storage
+from tests.cluster.ray import RayCluster
+from tests.cluster.runs import NUM_STEPS, assert_undisturbed_result, attempts, reached, wait_for_step
+from tests.cluster.slurm import wait_for
+
+DCDIST = str(Path(sys.executable).with_name("dcdist"))
+OVERRIDES = ("launch.num_processes=2", "launch.resources.slot=1")
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def submit(ray: RayCluster, job: str, config: Path, *overrides: str) -> None:
+    """The documented command."""
+    options = (f"--address={ray.dashboard}", f"--submission-id={job}", "--no-wait")
+    environment = '--runtime-env-json={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}'
+    command = (DCDIST, "train", str(config), "launch.backend=ray", *OVERRIDES, *overrides)
+    ray.run("job", "submit", *options, environment, "--", *command)
+
+
+def dcdist(ray: RayCluster, *arguments: str, code: int = 0, **environment: str) -> str:
+    done = subprocess.run(
+        [DCDIST, *arguments], env=ray.environment | environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+def wait_for_status(ray: RayCluster, job: str, status: str) -> None:
+    wait_for(lambda: ray.job_status(job) == status, 120, f"job {job} is {status}", lambda: ray.job_logs(job)[-3000:])
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(open_storage(run)) if record["kind"] == "step"]
+
+
+def test_a_job_is_stopped_and_another_goes_on(
+    ray: RayCluster, config: Path, undisturbed_on_two: dict[str, Any]
+) -> None:
+    run = config.parent / "run"
+    submit(ray, "stopped", config)
+    wait_for_step(run, 20)
+    ray.run("job", "stop", f"--address={ray.dashboard}", "stopped")
+    wait_for_status(ray, "stopped", "STOPPED")
+    (first,) = attempts(run)
+    assert (first["ended"]["exit_code"], first["ended"]["signal"]) == (75, "SIGTERM")
+    job = dcdist(ray, "submit", "ray", str(config), *OVERRIDES, "--address", ray.dashboard).strip()
+    wait_for_status(ray, job, "SUCCEEDED")
+    assert attempts(run)[1]["repeated_steps"] == 0
+    assert attempts(run)[1]["launcher"]["name"] == "ray"
+    assert_undisturbed_result(run, undisturbed_on_two)
+
+
+def test_a_node_dies_and_the_run_ends_on_what_is_left(ray: RayCluster, config: Path, undisturbed_run: Path) -> None:
+    run = config.parent / "run"
+    submit(ray, "bereft", config, "launch.min_processes=1")
+    wait_for_step(run, 20)
+    ray.kill_second_node()
+    wait_for_status(ray, "bereft", "SUCCEEDED")
+    ray.start_second_node()
+    first, *_, last = attempts(run)
+    assert [first["num_processes"], last["num_processes"]] == [2, 1]
+    assert last["ended"]["exit_code"] == 0
+    assert last["launcher"]["restart_count"] >= 1
+    assert last["repeated_steps"] < 5
+    assert reached(run, len(attempts(run))) == NUM_STEPS
+    # Other samples, or another order, would give other losses from the kill on.
+    assert losses(run) == pytest.approx(losses(undisturbed_run), rel=1e-3)
+
+
+def test_without_a_cluster_one_line_says_so(ray: RayCluster, config: Path) -> None:
+    nowhere = {"RAY_ADDRESS": "127.0.0.1:1"}
+    text = dcdist(ray, "train", str(config), "launch.backend=ray", code=2, **nowhere)
+    assert "no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in text
+    assert "Traceback" not in text
+    text = dcdist(ray, "submit", "ray", str(config), code=2, **nowhere)
+    assert text.startswith("dcdist: no address of a Ray job server ('127.0.0.1:1'): give --address http://HEAD:8265")
+    text = dcdist(ray, "submit", "ray", str(config), "--address", "http://127.0.0.1:1", code=2)
+    assert text.startswith("dcdist: the job server at http://127.0.0.1:1 takes no job: ")
+    assert text.count("\n") == 1
+    text = dcdist(ray, "train", str(config), "launch.backend=ray", "launch.resources.teapot=1", code=2)
+    assert "the Ray cluster has no teapot" in text
+    assert not (config.parent / "run").exists()
