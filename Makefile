@@ -19,9 +19,11 @@ demo: install
 	$(BIN)/dcdist train configs/deepcluster_digits.yaml
 
 test: install lint
+	tests/cluster/install.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 soak: install
+	tests/cluster/install.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
 
 lint: install

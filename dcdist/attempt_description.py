@@ -38,7 +38,7 @@ def describe_launcher(environment: Mapping[str, str]) -> dict[str, Any]:
         restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
         return {"name": "slurm", "job": job, "restart_count": restarts, "nodes": environment["SLURM_JOB_NODELIST"]}
     if "KUBERNETES_SERVICE_HOST" in environment:
-        return {"name": "kubernetes", "job": environment.get("DCDIST_JOB", environment.get("HOSTNAME"))}
+        return {"name": "kubernetes", "job": environment.get("JOB_NAME", environment.get("HOSTNAME"))}
     return {"name": "local"}
 
 

@@ -22,6 +22,7 @@ from dcdist.engine.pipeline import Stage
 from dcdist.engine.readout import assign_images
 from dcdist.evaluation.clusters import accuracy_by_naming, cluster_scores
 from dcdist.evaluation.summary import SummaryRow, evaluate_features, render_summary, summary_dict
+from dcdist.faults import fault_point
 from dcdist.features import ImagePass, extract_features
 from dcdist.metrics.jsonl import read_metrics
 from dcdist.models.backbone import Backbone
@@ -43,6 +44,7 @@ def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -
         ("untrained network", untrained, images),
         ("trained network", trained, images),
     ):
+        fault_point("score:row")
         row = _row(name, backbone, how, shared)
         if row is not None:
             rows.append(row)

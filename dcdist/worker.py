@@ -291,6 +291,7 @@ class _Run:
         if self.config.evaluation.summary and self.source.labels is not None:
             from dcdist.score import summarise  # scikit-learn takes a second to import
 
-            text = summarise(shared, last, self.run_directory)
+            with self.signals.acted_on_at_once():
+                text = summarise(shared, last, self.run_directory)
             if self.collectives.is_main:
                 print(text, end="\n\n", flush=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from types import FrameType
+
+from dcdist.errors import Preempted
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -27,6 +30,7 @@ class SignalFlag:
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
+        self._at_once = False
 
     def install(self) -> SignalFlag:
         """Takes over the signals. Only the main thread may do this."""
@@ -36,6 +40,19 @@ class SignalFlag:
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.number = signal.Signals(number)
+        if self._at_once:
+            raise Preempted(self.number.name)
+
+    @contextlib.contextmanager
+    def acted_on_at_once(self) -> Iterator[None]:
+        """Inside, in the main thread, a signal raises Preempted where it arrives: everything is saved already."""
+        self._at_once = True
+        try:
+            if self.number is not None:
+                raise Preempted(self.number.name)
+            yield
+        finally:
+            self._at_once = False
 
 
 class Watch:

@@ -38,27 +38,45 @@ def run_on_ray(config: ExperimentConfig) -> ExitCode:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean what they mean here
+    _check_address()
     try:
-        import ray
+        # Before Ray starts threads of its own: while one of them loads a library, loading torch was seen to abort.
+        from dcdist.launch import ray_group  # noqa: F401
     except ImportError as error:
         raise UsageError(NOT_INSTALLED) from error
-    _connect(ray)
+    _connect()
     with _noticing_signals() as asked:
         return _fit(config, asked)
 
 
-def _connect(ray: Any) -> None:
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit() and "://" not in address:  # Ray itself would try for minutes
+def _check_address() -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = _ray_address().rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        try:
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, configure_logging=False, log_to_driver=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"no Ray cluster at RAY_ADDRESS={address} ({_first_line(error)}): start one with `ray start --head`, or "
-            "hand the run over by `dcdist submit ray --address http://HEAD:8265`"
-        ) from error
+        except OSError as error:
+            raise _no_cluster(error) from error
+
+
+def _connect() -> None:
+    import ray
+
+    try:
+        ray.init(address=_ray_address(), configure_logging=False, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(error) from error
+
+
+def _ray_address() -> str:
+    return os.environ.get("RAY_ADDRESS", "auto")
+
+
+def _no_cluster(error: Exception) -> UsageError:
+    return UsageError(
+        f"no Ray cluster at RAY_ADDRESS={_ray_address()} ({_first_line(error)}): start one with `ray start --head`, or "
+        "hand the run over by `dcdist submit ray --address http://HEAD:8265`"
+    )
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def test_a_node_dies_and_the_run_ends_on_what_is_left(ray: RayCluster, config: P
     assert [first["num_processes"], last["num_processes"]] == [2, 1]
     assert last["ended"]["exit_code"] == 0
     assert last["launcher"]["restart_count"] >= 1
-    assert last["repeated_steps"] < 5
+    assert last["repeated_steps"] <= 5
     assert reached(run, len(attempts(run))) == NUM_STEPS
     # Other samples, or another order, would give other losses from the kill on.
     assert losses(run) == pytest.approx(losses(undisturbed_run), rel=1e-3)

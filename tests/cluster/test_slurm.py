@@ -72,17 +72,24 @@ def in_soak(parameter: Any) -> Any:
     return pytest.param(*parameter.values, id=parameter.id, marks=pytest.mark.soak)
 
 
-def stopped_processes(config: Path) -> list[psutil.Process]:
-    """Those of the run that SIGSTOP has stopped."""
+def processes_of(config: Path) -> list[psutil.Process]:
+    """Those of the run that train, on both nodes."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
-            if (
-                "train" in command
-                and str(config.parent) in " ".join(command)
-                and process.status() == psutil.STATUS_STOPPED
-            ):
+            is_python = bool(command) and "python" in Path(command[0]).name
+            if is_python and "train" in command and str(config.parent) in " ".join(command):
+                found.append(process)
+    return found
+
+
+def stopped_processes(config: Path) -> list[psutil.Process]:
+    """Those of the run that SIGSTOP has stopped."""
+    found = []
+    for process in processes_of(config):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
                 found.append(process)
     return found
 
@@ -178,7 +185,7 @@ def test_a_node_dies(slurm: Slurm, config: Path, undisturbed_on_two: dict[str, A
     first, *_, second = attempts(run)
     assert first["ended"]["exit_code"] == 75
     assert first["ended"]["signal"] is None
-    assert 0 <= second["repeated_steps"] < 5
+    assert 0 <= second["repeated_steps"] <= 5
     assert_undisturbed_result(run, undisturbed_on_two)
 
 

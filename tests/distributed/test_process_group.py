@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dcdist.distributed.place import Place, read_place
-from dcdist.distributed.process_group import join
+from dcdist.distributed.process_group import interface_towards, join
 from dcdist.errors import UsageError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -158,3 +158,8 @@ def test_a_process_that_dies_on_its_way_is_a_lost_peer(rank: int, start: Callabl
 def test_a_process_that_has_come_may_be_busy_for_longer(start: Callable[..., subprocess.Popen[str]]) -> None:
     busy = JOIN + "time.sleep(4 * collectives.rank)" + TALK
     assert outcomes([start(rank, busy, 2, "all") for rank in range(2)]) == [(0, "0 [0, 1]\n"), (0, "1 [0, 1]\n")]
+
+
+def test_the_interface_is_the_one_that_leads_to_the_meeting_point() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("a-name-that-nobody-has.invalid") is None

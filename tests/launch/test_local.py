@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dcdist.config.schema import LaunchSection
-from dcdist.errors import ExitCode
+from dcdist.errors import ExitCode, UsageError
 from dcdist.launch.base import JobSpec
 from dcdist.launch.local import LocalLauncher, combined_exit_code, count_gpus, local_job
 
@@ -159,3 +159,41 @@ def test_processes_and_threads_of_a_config() -> None:
     many = local_job(LaunchSection(device="cpu", num_processes=2 * cores), ())
     assert (many.num_processes, many.threads_per_process) == (2 * cores, 1)
     assert local_job(LaunchSection(threads_per_process=7, device="cpu"), ()).threads_per_process == 7
+
+
+MEETING = {"MASTER_ADDR": "digits-0.digits", "MASTER_PORT": "29500"}
+
+
+def test_a_machine_of_several_starts_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment = {"NODE_RANK": "1", "NUM_NODES": "3", **MEETING}
+    planned = local_job(LaunchSection(num_processes=6), ("train",), environment)
+    assert (planned.num_processes, planned.node_rank, planned.num_nodes) == (2, 1, 3)
+    for name, value in MEETING.items():
+        monkeypatch.setenv(name, value)
+    script = f"""
+import json, os
+with open({str(tmp_path)!r} + "/" + os.environ["LOCAL_RANK"], "w") as file:
+    json.dump(dict(os.environ), file)
+"""
+    command = (sys.executable, "-c", script)
+    assert LocalLauncher().submit(JobSpec(command, 2, 1, node_rank=1, num_nodes=3)).wait() is ExitCode.DONE
+    places = [json.loads((tmp_path / str(local_rank)).read_text()) for local_rank in (0, 1)]
+    assert [place["RANK"] for place in places] == ["2", "3"]
+    assert {place["WORLD_SIZE"] for place in places} == {"6"}
+    assert {(place["MASTER_ADDR"], place["MASTER_PORT"]) for place in places} == {tuple(MEETING.values())}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NUM_NODES": "2", **MEETING}, "NODE_RANK=None"),
+        ({"NODE_RANK": "2", "NUM_NODES": "2", **MEETING}, "expected 0 <= NODE_RANK < NUM_NODES"),
+        ({"NODE_RANK": "0", "NUM_NODES": "2", "MASTER_PORT": "1"}, "MASTER_ADDR=None"),
+        ({"NODE_RANK": "first", "NUM_NODES": "2", **MEETING}, "NODE_RANK='first'"),
+        ({"NODE_RANK": "0", "NUM_NODES": "4", **MEETING}, "launch.num_processes=6 does not share out to NUM_NODES=4"),
+    ],
+)
+def test_machines_that_do_not_go_together_are_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        local_job(LaunchSection(num_processes=6), ("train",), environment)
+    assert message in str(error.value)

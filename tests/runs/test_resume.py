@@ -160,3 +160,24 @@ def test_a_stop_request_saves_and_a_later_start_runs_on(
     assert "StopRequested: a stop was requested" in slow.errors()
     assert run(config) == [0]
     assert_same_state(final_state(tmp_path / "run"), undisturbed[1])
+
+
+def test_a_signal_during_the_summary_ends_the_run_at_once(tmp_path: Path, digits_folder: Path) -> None:
+    values = experiment(digits_folder, tmp_path / "run")
+    values["evaluation"] = {"summary": True, "whitening_dimensions": 8}
+    config = write_config(tmp_path / "config.yaml", values)
+    assert run(config, DCDIST_FAULT="score:row:2:*:SIGTERM") == [75]
+    assert not (tmp_path / "run" / "evaluations").exists()
+    ended = RunDirectory(str(tmp_path / "run")).read_attempt(1)["ended"]
+    assert (ended["exit_code"], ended["signal"]) == (75, "SIGTERM")
+    assert run(config) == [0]
+    assert (tmp_path / "run" / "evaluations" / "summary-0001.json").exists()
+
+
+def test_a_signal_to_a_peer_counts_as_one(config: Path) -> None:
+    assert run(config, num_processes=2, DCDIST_FAULT="features:batch:1:1:SIGUSR2") == [75, 75]
+    directory = RunDirectory(str(config.parent / "run"))
+    ended = directory.read_attempt(1)["ended"]
+    assert (ended["exit_code"], ended["signal"]) == (75, "SIGUSR2")
+    assert ended["reason"] == "Preempted: SIGUSR2 asked the run to make room"
+    assert directory.attempts_without_progress() == 0

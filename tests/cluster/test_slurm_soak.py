@@ -1,0 +1,89 @@
+"""One run on SLURM through twenty disturbances in a row."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.runs import NUM_STEPS, assert_undisturbed_result, attempts, reached
+from tests.cluster.slurm import Slurm, wait_for
+from tests.cluster.test_slurm import dcdist, processes_of, sbatch, submit_by_hand, submit_by_submitit
+
+NUM_DISTURBANCES = 20
+KINDS = ("preempt", "kill", "stop", "node")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+def test_twenty_disturbances_in_a_row(slurm: Slurm, config: Path, undisturbed_on_two: dict[str, Any]) -> None:
+    """Each kind five times, in random order, some steps after the run is going again."""
+    choice = random.Random(31)
+    kinds = list(KINDS) * (NUM_DISTURBANCES // len(KINDS))
+    choice.shuffle(kinds)
+    run = config.parent / "run"
+    job = submit_by_hand(slurm, config, time_limit="60")
+    for number, kind in enumerate(kinds):
+        going = reached_by_newest(run) if number else 0
+        target = min(going + choice.randint(1, 12), NUM_STEPS - 20)
+        resume(slurm, job, run, target, at_least_attempts=number + 1)
+        print(f"disturbance {number + 1}: {kind} at step {reached_by_newest(run)}", flush=True)
+        if kind == "preempt":
+            preempt(slurm, config, job)
+        elif kind == "kill":
+            victims = processes_of(config)
+            choice.choice(victims).kill()
+            wait_for(lambda job=job: slurm.state(job) != "RUNNING", 60, "the batch script requeues the job")
+        elif kind == "stop":
+            dcdist(slurm, "stop", str(run))
+            slurm.wait(job, "FAILED")
+            job = choice.choice((submit_by_hand, submit_by_submitit))(slurm, config, time_limit="60")
+        else:
+            slurm.kill_node("n2", with_tasks=True)
+            wait_for(lambda job=job: slurm.state(job) != "RUNNING", 60, f"SLURM takes notice of job {job}")
+            slurm.start_node("n2")
+            time.sleep(2)
+    slurm.finish(job)
+    assert_undisturbed_result(run, undisturbed_on_two)
+    all_attempts = attempts(run)
+    assert len(all_attempts) > NUM_DISTURBANCES
+    all_ends = [attempt.get("ended", {"exit_code": None, "signal": None}) for attempt in all_attempts]
+    ends = Counter((end["exit_code"], end["signal"]) for end in all_ends)
+    repeated = sum(attempt["repeated_steps"] for attempt in all_attempts)
+    print(f"{Counter(kinds)}: {len(all_attempts)} attempts, {repeated} steps repeated, ends {ends}")
+    assert ends[(75, "SIGTERM")] >= kinds.count("preempt")
+    assert ends[(3, None)] == kinds.count("stop")
+    for end, after in zip(all_ends, all_attempts[1:], strict=False):
+        if end["signal"] or end["exit_code"] == 3:
+            assert after["repeated_steps"] == 0
+
+
+def reached_by_newest(run: Path) -> int:
+    return max((reached(run, number) for number in range(1, len(attempts(run)) + 1)), default=0)
+
+
+def resume(slurm: Slurm, job: str, run: Path, step: int, at_least_attempts: int) -> None:
+    """Returns when a new attempt has come past the step."""
+
+    def is_there() -> bool:
+        if slurm.state(job) == "PENDING":
+            with contextlib.suppress(AssertionError):
+                time.sleep(1)
+                slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        count = len(attempts(run))
+        return count >= at_least_attempts and reached(run, count) >= step
+
+    wait_for(is_there, 120, f"step {step}", lambda: f"{slurm.job(job)} {reached_by_newest(run)}")
+
+
+def preempt(slurm: Slurm, config: Path, job: str) -> None:
+    script = config.parent / "urgent.sh"
+    script.write_text("#!/bin/bash\nsleep 1\n")
+    urgent = sbatch(slurm, config.parent, "--partition=high", "--nodes=2", "--exclusive", str(script))
+    slurm.wait(urgent, "COMPLETED")
+    wait_for(lambda: slurm.state(job) != "RUNNING" or int(slurm.job(job)["Restarts"]) > 0, 30, "the job makes room")
