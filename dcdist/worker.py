@@ -53,7 +53,7 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
         device = take_device(config.launch, place)
         if num_loader_processes(config.data, device) > 0:
             start_server()
-        collectives = join(place, device, config.launch.join_timeout_seconds, config.launch.collective_timeout_seconds)
+        collectives = _join(config, place, device)
         code = _Run(config, collectives, devices_of_machine(device, place), signals).run()
     except DcdistError as error:
         _say(place, error)
@@ -61,6 +61,32 @@ def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:
     if place.world_size > 1:
         _leave(code)
     return code
+
+
+def _join(config: ExperimentConfig, place: Place, device: torch.device) -> Collectives:
+    try:
+        return join(place, device, config.launch.join_timeout_seconds, config.launch.collective_timeout_seconds)
+    except PeerLost as error:
+        if place.rank != 0:
+            raise
+        # An attempt that came to nothing: without its record such starts would go on for ever.
+        run_directory = RunDirectory(config.run.dir)
+        attempt = run_directory.begin_attempt(describe_attempt(place.world_size, device))
+        attempt.record_end(error.exit_code, f"the processes did not meet: {error}")
+        raise without_progress(run_directory, error) from error
+
+
+def without_progress(run_directory: RunDirectory, error: DcdistError) -> DcdistError:
+    """The error itself, or a failure where the run has ended so too often without getting anywhere."""
+    if error.exit_code is not ExitCode.RUN_AGAIN:
+        return error
+    try:
+        count = run_directory.attempts_without_progress()
+    except OSError:
+        return error
+    if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
+        return error
+    return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
 
 
 def _say(place: Place, error: DcdistError) -> None:
@@ -174,15 +200,7 @@ class _Run:
                 logger.warning("the end of attempt %d is not recorded: %s", self.attempt.number, failure)
 
     def without_progress(self, error: DcdistError) -> DcdistError:
-        if not self.collectives.is_main or error.exit_code is not ExitCode.RUN_AGAIN:
-            return error
-        try:
-            count = self.run_directory.attempts_without_progress()
-        except OSError:
-            return error
-        if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
-            return error
-        return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
+        return without_progress(self.run_directory, error) if self.collectives.is_main else error
 
     def train_and_score(self) -> None:
         digest = identity_digest(self.config, self.fingerprint)

@@ -193,11 +193,14 @@ class Checkpointer:
 
         Where a kill ended it: to the step on a local path, on an object store as far as its last heartbeat says.
         """
-        before = [number for number in self._run_directory.attempt_numbers() if number < self._attempt.number]
-        if not before:
+        beginnings = self._run_directory.beginnings()
+        if not beginnings:
             return 0
-        reached = read_heartbeat(self._storage, self._run_directory.heartbeat_file(before[-1])).get("step", 0)
-        return max(0, int(reached) - (began_from.step if began_from else 0))
+        before = max(beginnings)
+        began_at = beginnings[before]
+        heartbeat = read_heartbeat(self._storage, self._run_directory.heartbeat_file(before))
+        reached = int(heartbeat.get("step", began_at.step if began_at else 0))
+        return max(0, reached - (began_from.step if began_from else 0))
 
     @contextlib.contextmanager
     def _warning_of_leftovers(self) -> Iterator[None]:

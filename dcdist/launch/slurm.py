@@ -4,6 +4,8 @@ preempted, stopped or done is the business of dcdist's own process and of slurm_
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -152,7 +154,8 @@ class SlurmSubmission:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._config_file.write_text(to_yaml(self._config))
         try:
-            return str(self._executor.submit(TrainTask(str(self._config_file))).job_id)
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what sbatch says
+                return str(self._executor.submit(TrainTask(str(self._config_file))).job_id)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UsageError(f"sbatch refuses the job: {_one_line(str(error))}") from error
 

@@ -132,6 +132,20 @@ def test_everything_is_refused_from_some_moment_on(
     assert_same_state(fetched_state(tmp_path), undisturbed)
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(proxy: FaultyProxy, s3_config: Path) -> None:
+    there = through(proxy, AWS_MAX_ATTEMPTS="1")
+    assert run(s3_config, DCDIST_FAULT="train:step:15:*:SIGTERM", **there) == [75]
+    for unread in ("15-train.*COMMIT", "15-train.*method.safetensors"):
+        proxy.rules = [Rule(Action.REFUSE, "GET", unread)]
+        said = failure(s3_config, there)
+        assert f"dcdist: StorageError: {CHECKPOINTS}/step-00000015-train.0001/" in said
+        assert "passed over" not in said
+    proxy.rules = []
+    assert run(s3_config, **there) == [0]
+    nothing = "nothing was recorded"
+    assert beginnings() == [None, nothing, nothing, "step-00000015-train.0001"]
+
+
 def twice(count: int) -> bool:
     """So often that the client of HTTP, which repeats by itself what fails on a used connection, has to give up."""
     return count <= 2

@@ -7,22 +7,30 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster.runs import NUM_STEPS, assert_undisturbed_result, attempts, reached
+from tests.cluster.runs import assert_undisturbed_result, attempts, cluster_experiment, reached
 from tests.cluster.slurm import Slurm, wait_for
 from tests.cluster.test_slurm import dcdist, processes_of, sbatch, submit_by_hand, submit_by_submitit
+from tests.runs.conftest import digits_folder  # noqa: F401
+from tests.runs.processes import final_state, write_config
+from tests.runs.processes import run as run_here
 
 NUM_DISTURBANCES = 20
+NUM_STEPS = 1400
 KINDS = ("preempt", "kill", "stop", "node")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-def test_twenty_disturbances_in_a_row(slurm: Slurm, config: Path, undisturbed_on_two: dict[str, Any]) -> None:
+def test_twenty_disturbances_in_a_row(slurm: Slurm, digits_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     """Each kind five times, in random order, some steps after the run is going again."""
+    undisturbed = write_config(
+        tmp_path / "undisturbed.yaml", cluster_experiment(digits_folder, tmp_path / "undisturbed", NUM_STEPS)
+    )
+    assert run_here(undisturbed, num_processes=2) == [0, 0]
+    config = write_config(tmp_path / "config.yaml", cluster_experiment(digits_folder, tmp_path / "run", NUM_STEPS))
     choice = random.Random(31)
     kinds = list(KINDS) * (NUM_DISTURBANCES // len(KINDS))
     choice.shuffle(kinds)
@@ -49,7 +57,7 @@ def test_twenty_disturbances_in_a_row(slurm: Slurm, config: Path, undisturbed_on
             slurm.start_node("n2")
             time.sleep(2)
     slurm.finish(job)
-    assert_undisturbed_result(run, undisturbed_on_two)
+    assert_undisturbed_result(run, final_state(tmp_path / "undisturbed"), NUM_STEPS)
     all_attempts = attempts(run)
     assert len(all_attempts) > NUM_DISTURBANCES
     all_ends = [attempt.get("ended", {"exit_code": None, "signal": None}) for attempt in all_attempts]

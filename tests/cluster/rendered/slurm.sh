@@ -1,0 +1,60 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --constraint=h200
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/shared/run/slurm/%j_0_log.err
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=alexnet
+#SBATCH --mem=200G
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/run/slurm/%j_0_log.out
+#SBATCH --partition=low,high
+#SBATCH --requeue
+#SBATCH --signal=USR2@180
+#SBATCH --time=1-00:00:00
+#SBATCH --wckey=submitit
+
+# setup
+# What a batch script does before and after its processes: sourced by slurm/*.sh, written into the script of
+# `dcdist submit slurm`. Bash; nothing here needs Python.
+
+# The start of the job, from which the time to its first step is counted.
+export DCDIST_STARTED_AT=$(date +%s.%N)
+
+# The processes meet on the first node. The port lies below those that systems give to outgoing connections. Jobs that
+# share a node take different ones, and so do the starts of one job, whose last processes may still be about.
+export MASTER_ADDR=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" |
+    sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 101 + ${SLURM_RESTART_COUNT:-0}) % 12000))
+
+# finish_job CODE: ends the batch script with what srun ended with (the highest code of all processes), or has SLURM
+# start it again. 75: preempted, or a peer was lost. 137, 140, 143: SIGKILL, SIGUSR2 or SIGTERM ended a process, before it
+# could save or from elsewhere; what was committed is there. Everything else is an end: done (0), a failure (1, crashes),
+# a wrong config (2), a stop on request (3).
+finish_job() {
+    local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
+    job=${job:-$SLURM_JOB_ID}
+    case $1 in
+    75 | 137 | 140 | 143)
+        # A job that was cancelled, or that SLURM itself is about to requeue, is not running any more.
+        if scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
+            echo "dcdist: exit code $1, requeued (so far ${SLURM_RESTART_COUNT:-0} times)"
+            scontrol requeue "$job"
+        fi
+        ;;
+    esac
+    exit "$1"
+}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/run/slurm/%j_%t_log.out --error /shared/run/slurm/%j_%t_log.err --kill-on-bad-exit=0 --wait=0 --open-mode=append --ntasks-per-node=8 --cpus-per-task=12 python -u -m submitit.core._submit /shared/run/slurm
+
+
+# teardown
+finish_job $?
