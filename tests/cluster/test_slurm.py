@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +113,12 @@ def has_ended(run: Path) -> bool:
     return any("ended" in attempt for attempt in attempts(run))
 
 
-def seconds_to_end(attempt: dict[str, Any], since: float) -> float:
-    """From a moment to the end that the attempt recorded, whose clock counts whole seconds."""
-    return datetime.fromisoformat(attempt["ended"]["when"]).timestamp() + 1 - since
-
-
 @pytest.mark.parametrize("submit", [by_hand, in_soak(by_submitit)])
 def test_preempted_by_a_job_of_higher_priority(
     slurm: Slurm, config: Path, undisturbed_on_two: dict[str, Any], submit: Submit
 ) -> None:
     job, run = submit(slurm, config), config.parent / "run"
     wait_for_step(run, 20)
-    asked = time.time()
     script = config.parent / "urgent.sh"
     script.write_text("#!/bin/bash\nsleep 1\n")
     urgent = sbatch(slurm, config.parent, "--partition=high", "--nodes=2", "--exclusive", str(script))
@@ -133,7 +126,6 @@ def test_preempted_by_a_job_of_higher_priority(
     slurm.finish(job)
     first, second = attempts(run)
     assert (first["ended"]["exit_code"], first["ended"]["signal"]) == (75, "SIGTERM")
-    assert seconds_to_end(first, asked) < 10
     assert (second["ended"]["exit_code"], second["repeated_steps"]) == (0, 0)
     assert [attempt["launcher"]["restart_count"] for attempt in (first, second)] == [0, 1]
     assert {attempt["launcher"]["job"] for attempt in (first, second)} == {job}
@@ -165,13 +157,11 @@ def test_stopped_on_request_and_submitted_again(
 ) -> None:
     job, run = submit(slurm, config), config.parent / "run"
     wait_for_step(run, 20)
-    asked = time.time()
     assert "attempt 1" in dcdist(slurm, "stop", str(run))
     slurm.wait(job, "FAILED")
     assert slurm.job(job)["ExitCode"] == "3:0"
     (first,) = attempts(run)
     assert first["ended"]["exit_code"] == 3
-    assert seconds_to_end(first, asked) < 10
     slurm.finish(submit(slurm, config))
     assert attempts(run)[1]["repeated_steps"] == 0
     assert_undisturbed_result(run, undisturbed_on_two)

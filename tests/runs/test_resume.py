@@ -181,3 +181,16 @@ def test_a_signal_to_a_peer_counts_as_one(config: Path) -> None:
     assert (ended["exit_code"], ended["signal"]) == (75, "SIGUSR2")
     assert ended["reason"] == "Preempted: SIGUSR2 asked the run to make room"
     assert directory.attempts_without_progress() == 0
+
+
+def test_processes_that_do_not_meet_three_times_are_not_started_again(config: Path) -> None:
+    alone = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # the other one never comes
+    overrides = ["launch.join_timeout_seconds=1"]
+    for expected in (75, 75, 1):
+        running = start_run(config, overrides, environment=alone)
+        assert running.wait() == [expected], running.errors()
+    assert "3 attempts in a row ended without a new checkpoint" in running.errors()
+    directory = RunDirectory(str(config.parent / "run"))
+    assert [directory.read_attempt(number)["ended"]["exit_code"] for number in (1, 2, 3)] == [75, 75, 75]
+    assert "did not meet" in directory.read_attempt(1)["ended"]["reason"]
+    assert run(config) == [0]
