@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster.runs import attempts
-from tests.cluster.slurm import Slurm
+from tests.cluster.slurm import Slurm, free_ports
 from tests.cluster.test_slurm import ROOT, SCRIPT, dcdist, sbatch
 
 KEPT = Path(__file__).with_name("rendered") / "slurm.sh"
@@ -89,3 +89,14 @@ def test_an_array_on_one_run_directory_is_refused(slurm: Slurm, config: Path) ->
 def test_both_scripts_differ_in_their_network_alone() -> None:
     alexnet, vgg16 = (ROOT / "slurm" / f"deepcluster_{name}.sh" for name in ("alexnet", "vgg16"))
     assert vgg16.read_text().replace("vgg16", "alexnet").replace("VGG-16", "AlexNet") == alexnet.read_text()
+
+
+def test_the_doctor_inside_a_job(slurm: Slurm, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    command = (sys.executable, "-m", "dcdist", "doctor", f"--run-dir={tmp_path}/run", "--device=cpu")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    said = slurm.run("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", *command, **meeting)
+    assert "FAIL  " not in said, said
+    assert re.search(r"^ok    launcher .*SLURM.* rank 0 of 2", said, re.MULTILINE), said
+    assert re.search(r"^ok    process group .*2 processes", said, re.MULTILINE), said
+    assert re.search(r"^ok    run storage ", said, re.MULTILINE), said
