@@ -14,7 +14,8 @@ mkdir -p "$out" "$site"
 export PYTHONPATH=$PWD:$PWD/$site PYTHONUNBUFFERED=1
 if [ -d .carry/wheels ]; then
     $python -m pip install --quiet --no-index --find-links .carry/wheels --no-deps --upgrade --target "$site" \
-        pydantic pydantic-core annotated-types typing-inspection simplejpeg faiss-cpu
+        pydantic pydantic-core annotated-types typing-inspection simplejpeg faiss-cpu psutil
 fi
+$python -m dcdist doctor --device cuda | tee "$out/doctor.txt" || true # what it finds is the table's business, too
 OMP_NUM_THREADS=1 $python -m pytest tests/gpu -p no:cacheprovider -W ignore::DeprecationWarning | tee "$out/tests.txt"
 $python -m benchmarks.gpu --json "$out/gpu.json" | tee "$out/gpu.md"

@@ -25,6 +25,7 @@ from dcdist.launch.local import FORWARDED
 
 # For `ray job stop`, which asks the driver to end and kills it 3 seconds later unless told otherwise.
 STOP_WAIT_SECONDS = 120
+LEAVE_AFTER_SECONDS = STOP_WAIT_SECONDS - 10
 NOT_INSTALLED = "ray is not installed: pip install 'dcdist[ray]'"
 
 
@@ -126,13 +127,15 @@ def _fit(config: ExperimentConfig, asked: threading.Event) -> ExitCode:
         )
         fit = _Fit(trainer)
         fit.start()
-        while fit.is_alive():
-            if asked.wait(0.2) and fit.is_alive():
-                ray.get(overseer.stop.remote())
-                fit.join()
+        while fit.is_alive() and not asked.wait(0.2):
+            pass
+        if fit.is_alive():
+            ray.get(overseer.stop.remote())
+            # Where Ray still waits for machines there is nothing to save, and it would wait on.
+            fit.join(LEAVE_AFTER_SECONDS if ray.get(overseer.has_begun.remote()) else 0)
     if fit.error is not None:
         raise DcdistError(f"Ray Train ended: {fit.error}") from fit.error
-    # Asked to end before there were processes, or between two groups.
+    # None: asked to end before there were processes, or between two groups.
     return ExitCode(fit.exit_code) if fit.exit_code is not None else ExitCode.RUN_AGAIN
 
 

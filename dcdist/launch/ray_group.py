@@ -37,6 +37,7 @@ class _Overseer:
 
     def __init__(self) -> None:
         self._is_stopping = False
+        self._has_begun = False
         self._codes: dict[str, dict[int, int]] = {}
 
     def stop(self) -> None:
@@ -44,6 +45,13 @@ class _Overseer:
 
     def is_stopping(self) -> bool:
         return self._is_stopping
+
+    def begin(self) -> None:
+        self._has_begun = True
+
+    def has_begun(self) -> bool:
+        """Whether there ever was a process."""
+        return self._has_begun
 
     def ended(self, group: str, rank: int, return_code: int) -> None:
         self._codes.setdefault(group, {})[rank] = return_code
@@ -130,6 +138,7 @@ def work(task: dict[str, Any]) -> int:
     overseer = task["overseer"]
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     group = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    ray.get(overseer.begin.remote())
     with tempfile.NamedTemporaryFile("w", prefix="dcdist-", suffix=".yaml") as config:
         config.write(task["config"])
         config.flush()

@@ -88,6 +88,14 @@ def test_a_node_dies_and_the_run_ends_on_what_is_left(ray: RayCluster, config: P
     assert losses(run) == pytest.approx(losses(undisturbed_run), rel=1e-3)
 
 
+def test_a_job_that_waits_for_machines_is_stopped_at_once(ray: RayCluster, config: Path) -> None:
+    submit(ray, "waiting", config, "launch.resources.slot=2")  # no node has two
+    wait_for(lambda: "Requesting resources" in ray.job_logs("waiting"), 60, "Ray looks for machines")
+    ray.run("job", "stop", f"--address={ray.dashboard}", "waiting")
+    wait_for(lambda: ray.job_status("waiting") == "STOPPED", 30, "the job is stopped")
+    assert not (config.parent / "run").exists()
+
+
 def test_without_a_cluster_one_line_says_so(ray: RayCluster, config: Path) -> None:
     nowhere = {"RAY_ADDRESS": "127.0.0.1:1"}
     text = dcdist(ray, "train", str(config), "launch.backend=ray", code=2, **nowhere)
