@@ -88,6 +88,18 @@ def test_a_node_dies_and_the_run_ends_on_what_is_left(ray: RayCluster, config: P
     assert losses(run) == pytest.approx(losses(undisturbed_run), rel=1e-3)
 
 
+@pytest.mark.soak
+def test_stopped_on_request_it_is_not_started_again(ray: RayCluster, config: Path) -> None:
+    run = config.parent / "run"
+    command = [DCDIST, "train", str(config), "launch.backend=ray", *OVERRIDES]
+    driver = subprocess.Popen(command, env=ray.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(run, 20)
+    assert "attempt 1" in dcdist(ray, "stop", str(run))
+    assert driver.wait(60) == 3
+    (only,) = attempts(run)
+    assert only["ended"]["exit_code"] == 3
+
+
 def test_a_job_that_waits_for_machines_is_stopped_at_once(ray: RayCluster, config: Path) -> None:
     submit(ray, "waiting", config, "launch.resources.slot=2")  # no node has two
     wait_for(lambda: "Requesting resources" in ray.job_logs("waiting"), 60, "Ray looks for machines")
