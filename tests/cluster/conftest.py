@@ -16,9 +16,15 @@ from tests.runs.conftest import digits_folder, undisturbed  # noqa: F401
 from tests.runs.processes import final_state, run, write_config
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+@pytest.fixture
+def slurm(_slurm: Slurm) -> Iterator[Slurm]:
     """Two nodes with four cores and four GPUs each, as far as SLURM knows; no job on it."""
+    yield _slurm
+    _slurm.clear()
+
+
+@pytest.fixture(scope="session")
+def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     missing = missing_daemons()
     if missing or os.geteuid() != 0:
         unavailable(f"a SLURM of one's own needs root and {', '.join(missing) or 'its daemons, which are here'}")

@@ -19,6 +19,7 @@ import psutil
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")
 GONE = "job is not known any more"
+_LIVE = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED", "PREEMPTED")
 
 # GraceTime: between the preemption's SIGTERM and SIGKILL. SlurmdTimeout: a node that is silent for so long is down.
 _CONF = """
@@ -123,6 +124,15 @@ class Slurm:
                 victim.send_signal(signal.SIGKILL)
         self._daemons.pop(f"slurmd-{node}").wait()
 
+    def clear(self) -> None:
+        """Cancels what a test left, and brings back the nodes that it killed."""
+        for node in NODES:
+            if f"slurmd-{node}" not in self._daemons:
+                self.start_node(node)
+        if self.run("squeue", "-h").strip():
+            self.run("scancel", "--user=root", check=False)
+            wait_for(lambda: not self.run("squeue", "-h").strip(), 60, "all jobs are gone")
+
     def stop(self) -> None:
         """Cancels what runs and ends every daemon, and every process that a job left."""
         self.run("scancel", "--user=root", "--full", check=False)
@@ -164,7 +174,10 @@ class Slurm:
             if state == "PENDING":
                 time.sleep(1)  # the nodes still end its processes of before
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
-            return state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
+            if state in _LIVE:
+                return False
+            time.sleep(2)  # on its way back into the queue a job is FAILED or NODE_FAIL for a moment
+            return self.state(job) == state
 
         wait_for(is_done, seconds, f"job {job} is done", lambda: str(self.job(job)))
         assert self.state(job) == "COMPLETED", self.job(job)
