@@ -149,8 +149,8 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _is_one_of_many() -> bool:
-    """A process whose peers meet the same error (a config that they all read), of which the first says it."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+    """A process whose peers on this machine meet the same error (a config that they all read); the first says it."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0"
 
 
 if __name__ == "__main__":

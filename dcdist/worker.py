@@ -90,8 +90,9 @@ def without_progress(run_directory: RunDirectory, error: DcdistError) -> DcdistE
 
 
 def _say(place: Place, error: DcdistError) -> None:
-    # Every rank knows most errors; one says them, except that a rank that lost its peers may be the only one left.
-    if place.rank == 0 or isinstance(error, PeerLost):
+    # One of each machine says what its processes know (a machine may lack a GPU that others have), except that a rank
+    # that lost its peers may be the only one left.
+    if place.local_rank == 0 or isinstance(error, PeerLost):
         prefix = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         print(f"dcdist: {prefix}{error}", file=sys.stderr, flush=True)
 
