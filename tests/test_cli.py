@@ -129,3 +129,16 @@ def test_make_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     code, _, err = call(capsys, "data", "make-digits", str(tmp_path / "digits"))
     assert code == 2
     assert "--overwrite" in err
+
+
+@pytest.mark.parametrize(("local_rank", "speaks"), [("0", True), ("1", False)])
+def test_one_process_of_each_machine_says_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local_rank: str, speaks: bool
+) -> None:
+    """The config may lie on the disk of rank 0's machine alone."""
+    for name, value in {"RANK": "4", "WORLD_SIZE": "8", "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as error:
+        main(["train", "nowhere.yaml"])
+    assert error.value.code == 2
+    assert ("nowhere.yaml" in capsys.readouterr().err) is speaks
