@@ -14,14 +14,14 @@ import torch
 
 from dcdist.clustering.pca import PCA, fit_pca, l2_normalize
 from dcdist.clustering.types import FeatureShard
-from dcdist.data.loader import BatchLoader, Request
+from dcdist.data.loader import Batch, BatchLoader, Request
 from dcdist.data.preparation import Preparation
 from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
 from dcdist.errors import RunError
 from dcdist.faults import fault_point
-from dcdist.models.backbone import Backbone
+from dcdist.models.heads import Embedder
 from dcdist.models.numerics import Numerics
 
 _ROWS_A_BLOCK = 4096
@@ -68,6 +68,10 @@ class RawFeatures:
         """The sample ids [n] of the rows, ascending."""
         return self.sample_ids[: self._count]
 
+    def id_blocks(self) -> Iterator[torch.Tensor]:
+        """The sample ids of the rows of `blocks`, block by block."""
+        yield from torch.split(self.ids(), _ROWS_A_BLOCK)
+
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows [n, D] in order, a block [b, D] of half precision at a time, on the device."""
         for start in range(0, self._count, _ROWS_A_BLOCK):
@@ -86,13 +90,13 @@ def num_boundaries(num_samples: int, batch_size: int, world_size: int) -> int:
 
 @torch.no_grad()
 def extract_features(
-    backbone: Backbone,
+    embedder: Embedder,
     source: ImageSource,
     images: ImagePass,
     collectives: Collectives,
     at_boundary: Callable[[], None] = lambda: None,
 ) -> RawFeatures:
-    """This rank's raw features of the images that decode, by a pass with the network in evaluation mode.
+    """This rank's raw features of the images that decode, by a pass with the embedder in evaluation mode.
 
     Collective: `at_boundary` is called once a batch, equally often on every rank, and may raise to stop.
 
@@ -100,32 +104,54 @@ def extract_features(
         RunError: a feature is not finite; names the image.
     """
     own = contiguous_range(len(source), collectives.rank, collectives.world_size)
-    starts = range(own.start, own.stop, images.batch_size)
-    requests = (
-        Request(np.arange(start, min(start + images.batch_size, own.stop)), None, (images.view,), seed=0)
-        for start in starts
-    )
-    raw = RawFeatures(len(own), backbone.num_features, images.memory_limit_bytes, images.numerics.device)
-    was_training = backbone.training
-    backbone.eval()
+    raw = RawFeatures(len(own), embedder.num_features, images.memory_limit_bytes, images.numerics.device)
+    was_training = embedder.training
+    embedder.train(False)
     try:
-        batches = images.loader.load(source, requests)
-        for _ in range(num_boundaries(len(source), images.batch_size, collectives.world_size)):
-            batch = next(batches, None)
-            if batch is not None:
-                raw.failures.update(batch.failures)
-                (pixels,) = images.preparation.evaluate(batch.to(images.numerics.device)).views
-                with images.numerics.autocast():
-                    rows = backbone(pixels)
-                rows = rows.float().cpu()[batch.decoded]
-                sample_ids = batch.sample_ids[batch.decoded]
-                _refuse_non_finite(rows, sample_ids, source)
-                raw.append(sample_ids, rows)
-            fault_point("features:batch")
-            at_boundary()
+        for batch in _batches(source, images, (images.view,), collectives, at_boundary):
+            raw.failures.update(batch.failures)
+            (pixels,) = images.preparation(batch.to(images.numerics.device), (images.view,)).views
+            with images.numerics.autocast():
+                rows = embedder(pixels)
+            rows = rows.float().cpu()[batch.decoded]
+            sample_ids = batch.sample_ids[batch.decoded]
+            _refuse_non_finite(rows, sample_ids, source)
+            raw.append(sample_ids, rows)
     finally:
-        backbone.train(was_training)
+        embedder.train(was_training)
     return raw
+
+
+def find_undecodable(
+    source: ImageSource, images: ImagePass, collectives: Collectives, at_boundary: Callable[[], None]
+) -> dict[int, str]:
+    """Decodes this rank's range of the images and nothing else: sample id -> reason of those that fail. Collective."""
+    failures: dict[int, str] = {}
+    for batch in _batches(source, images, (), collectives, at_boundary):
+        failures.update(batch.failures)
+    return failures
+
+
+def _batches(
+    source: ImageSource,
+    images: ImagePass,
+    views: tuple[View, ...],
+    collectives: Collectives,
+    at_boundary: Callable[[], None],
+) -> Iterator[Batch]:
+    """This rank's range of the images, a batch at a time; `at_boundary` after each, equally often on every rank."""
+    own = contiguous_range(len(source), collectives.rank, collectives.world_size)
+    requests = (
+        Request(np.arange(start, min(start + images.batch_size, own.stop)), None, views, seed=0)
+        for start in range(own.start, own.stop, images.batch_size)
+    )
+    batches = images.loader.load(source, requests)
+    for _ in range(num_boundaries(len(source), images.batch_size, collectives.world_size)):
+        batch = next(batches, None)
+        if batch is not None:
+            yield batch
+        fault_point("features:batch")
+        at_boundary()
 
 
 def _refuse_non_finite(rows: torch.Tensor, sample_ids: torch.Tensor, source: ImageSource) -> None:
@@ -163,9 +189,9 @@ def transform_features(raw: RawFeatures, pca: PCA | None) -> FeatureShard:
     return FeatureShard(raw.ids(), rows)
 
 
-def gather_failures(raw: RawFeatures, collectives: Collectives) -> Mapping[int, str]:
+def gather_failures(own: dict[int, str], collectives: Collectives) -> Mapping[int, str]:
     """Every rank's undecodable images: sample id -> reason, on every rank."""
     gathered: dict[int, str] = {}
-    for failures in collectives.all_gather_objects(raw.failures):
+    for failures in collectives.all_gather_objects(own):
         gathered |= failures
     return gathered

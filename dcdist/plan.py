@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
-from dcdist.build import GIB, build_backbone, check_fits, open_data
+from dcdist.build.checks import check_stages
+from dcdist.build.clustering import cluster_counts, clustering_stage
+from dcdist.build.methods import Samples, build_method
+from dcdist.build.run import build_backbone, open_data
+from dcdist.build.views import GIB
 from dcdist.clustering.kmeans import choose_placement
 from dcdist.config.identity import resolve_autos
 from dcdist.config.load import to_yaml
@@ -34,54 +37,81 @@ def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
         f"images            {len(source):,} in {config.data.root}, fingerprint {source.fingerprint()[:12]}",
     ]
     lines += [f"processes         {num_processes} on {device.type}"]
-    for stage in config.resolved_stages():
-        check_fits(stage, len(source), backbone.num_features, num_processes)
+    stages = config.resolved_stages()
+    check_stages(stages, len(source), backbone.num_features, num_processes)
+    for stage in stages:
         lines += ["", f"stage {stage.name}", *_stage_lines(stage, len(source), backbone, num_processes)]
     return "\n".join(lines)
 
 
 def _stage_lines(stage: StageConfig, num_samples: int, backbone: Backbone, num_processes: int) -> Iterator[str]:
-    train, clustering = stage.train, stage.clustering
-    raw_dimensions = backbone.num_features
-    dimensions = stage.features.pca_dimensions or raw_dimensions
-    rows_per_rank = -(-num_samples // num_processes)
+    train = stage.train
     steps = train.steps_per_epoch or -(-num_samples // train.batch_size)
+    yield f"steps an epoch    {steps:,} of {train.batch_size} images: {steps * train.batch_size:,} images"
+    yield f"steps in all      {steps * train.num_epochs:,}"
+    clusters = clustering_stage(stage)
+    if clusters is not None:
+        yield from _clustering_lines(clusters, num_samples, backbone, num_processes, steps)
+    yield f"checkpoint        {_size(_checkpoint_bytes(stage, clusters, backbone, num_samples))}"
+
+
+def _clustering_lines(
+    stage: StageConfig, num_samples: int, backbone: Backbone, num_processes: int, steps: int
+) -> Iterator[str]:
+    clustering = stage.clustering
+    rows_per_rank = -(-num_samples // num_processes)
+    raw_dimensions, dimensions = _dimensions(stage, backbone)
     raw_bytes = 2 * rows_per_rank * raw_dimensions
     where = "in memory" if raw_bytes <= stage.features.memory_limit_gib * GIB else "in a memory-mapped file"
-    moments_bytes = 8 * raw_dimensions**2 if stage.features.pca_dimensions else 0
     reduced_bytes = 4 * rows_per_rank * dimensions
     placement, reason = choose_placement(num_samples, dimensions, clustering.gather_limit_gib, num_processes)
     if clustering.placement != "auto":
         placement, reason = clustering.placement, "clustering.placement says so"
-    results_bytes = 4 * clustering.num_clusters * (dimensions + 1) + 8 * num_samples
+    results_bytes = sum(4 * count * (dimensions + 1) + 8 * num_samples for count in cluster_counts(clustering))
     on_rank0 = results_bytes + (4 * num_samples * dimensions if placement == "rank0" else reduced_bytes)
-    yield f"steps an epoch    {steps:,} of {train.batch_size} images: {steps * train.batch_size:,} images"
-    yield f"steps in all      {steps * train.num_epochs:,}"
-    yield f"reassignment      every {clustering.every_num_epochs * steps:,} steps"
+    if stage.method != "scan":
+        yield f"reassignment      every {clustering.every_num_epochs * steps:,} steps"
     shape = f"{rows_per_rank:,} x {raw_dimensions}"
     yield f"raw features      {_size(raw_bytes)} a rank ({shape} in half precision), {where}"
-    if moments_bytes:
+    if dimensions != raw_dimensions:
+        moments_bytes = 8 * raw_dimensions**2
         yield f"PCA moments       {_size(moments_bytes)} a rank ({raw_dimensions} x {raw_dimensions} in float64)"
     yield f"reduced features  {_size(reduced_bytes)} a rank ({rows_per_rank:,} x {dimensions} in float32)"
-    yield f"k-means           {placement}: {reason}"
-    yield f"                  {_size(on_rank0)} on rank 0, {_size(reduced_bytes + results_bytes)} elsewhere"
-    yield f"checkpoint        {_size(_checkpoint_bytes(stage, backbone, num_samples, dimensions))}"
+    if stage.method == "scan":
+        yield f"neighbours        {_size(8 * num_samples * stage.scan.num_neighbors)} a rank"
+    else:
+        name = "k-means" if clustering.method == "kmeans" else clustering.method
+        yield f"{name:<17} {placement}: {reason}"
+        yield f"                  {_size(on_rank0)} on rank 0, {_size(reduced_bytes + results_bytes)} elsewhere"
 
 
-def _checkpoint_bytes(stage: StageConfig, backbone: nn.Module, num_samples: int, dimensions: int) -> int:
-    weights = sum(parameter.numel() for parameter in backbone.parameters())
-    buffers = sum(buffer.numel() for buffer in backbone.buffers())
-    num_clusters = stage.clustering.num_clusters
-    head = num_clusters * (_num_features(backbone) + 1)
-    copies = 3 if stage.train.optimizer == "adamw" else 2  # the weights and each of the optimizer's moments
-    head_copies = copies if stage.train.optimizer == "adamw" or stage.deepcluster.head_momentum else 1
-    pca = _num_features(backbone) * (dimensions + 1) if stage.features.pca_dimensions else 0
-    return 4 * (copies * weights + buffers + head_copies * head + pca + num_clusters * dimensions) + 8 * num_samples
+def _dimensions(stage: StageConfig, backbone: Backbone) -> tuple[int, int]:
+    """Of the raw rows and of the rows that are clustered."""
+    if stage.method == "deepcluster_v2":
+        return stage.deepcluster_v2.dimensions, stage.deepcluster_v2.dimensions
+    return backbone.num_features, stage.features.pca_dimensions or backbone.num_features
 
 
-def _num_features(backbone: nn.Module) -> int:
-    assert isinstance(backbone, Backbone)
-    return backbone.num_features
+def _checkpoint_bytes(stage: StageConfig, clusters: StageConfig | None, backbone: Backbone, num_samples: int) -> int:
+    """The method, the optimizer's moments, and what clustering made."""
+    method = build_method(stage, backbone, 0, Samples(num_samples, range(num_samples), torch.device("cpu")))
+    num_values = sum(tensor.numel() for tensor in (*method.parameters(), *method.buffers()))
+    for group in method.parameter_groups():
+        has_momentum = group.get("momentum", stage.train.momentum) > 0
+        moments = 2 if stage.train.optimizer == "adamw" else int(has_momentum)
+        num_values += moments * sum(parameter.numel() for parameter in group["params"])
+    if clusters is None:
+        return 4 * num_values
+    if clusters.method == "scan":
+        return 4 * num_values + 8 * num_samples * clusters.scan.num_neighbors
+    raw_dimensions, dimensions = _dimensions(clusters, backbone)
+    heads = cluster_counts(clusters.clustering)
+    num_values += sum(count * dimensions for count in heads)
+    if method.bank is not None:
+        num_values += num_samples * method.bank.num_views * dimensions
+    elif clusters.features.pca_dimensions:
+        num_values += raw_dimensions * (dimensions + 1)
+    return 4 * num_values + 8 * num_samples * len(heads)
 
 
 def _size(num_bytes: int) -> str:

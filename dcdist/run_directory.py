@@ -86,6 +86,9 @@ class RunDirectory:
     def assignments_file(self, stage: str, epoch: int | Literal["final"]) -> str:
         return f"assignments/{stage}-{epoch}.parquet"
 
+    def neighbors_file(self, stage: str) -> str:
+        return f"neighbors/{stage}.parquet"
+
     def evaluation_file(self, kind: str) -> str:
         """The next one that is free of this kind, evaluations/KIND-NNNN.json."""
         pattern = re.compile(rf"{re.escape(kind)}-(\d{{4,}})\.json")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcdist.build import Surroundings, build_backbone
+from dcdist.build.run import build_backbone
+from dcdist.build.stage import Surroundings
 from dcdist.data.preparation import Preparation
 from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
@@ -63,9 +64,8 @@ def _pixels(images: ImagePass) -> tuple[Backbone, ImagePass]:
     side = min(images.view.size, LARGEST_PIXEL_SIDE)
     resize = round((images.view.resize or images.view.size) * side / images.view.size)
     view = View(size=side, crop="center", resize=resize)
-    nothing = replace(images.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    assert isinstance(nothing, Preparation)
-    backbone = Backbone(nn.Identity(), nn.Flatten(), 3 * side * side, features_before_relu=False)
+    nothing = Preparation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    backbone = Backbone(nn.Identity(), nn.Sequential(), nn.Flatten(), 3, 3 * side * side, features_before_relu=False)
     return backbone, replace(images, view=view, preparation=nothing)
 
 

@@ -15,10 +15,12 @@ import torch
 import torch.distributed as dist
 
 from dcdist.attempt_description import describe_attempt, job_started_at
-from dcdist.build import Surroundings, build_backbone, build_recorder, build_stage, check_fits, open_data
+from dcdist.build.checks import check_stages
+from dcdist.build.run import build_backbone, build_recorder, open_data
+from dcdist.build.stage import Surroundings, build_stage
 from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
-from dcdist.config.identity import identity_digest, resolve_autos, resume_config
+from dcdist.config.identity import grown_stages, identity_digest, resolve_autos, resume_config
 from dcdist.config.load import parse_yaml, to_yaml, validate
 from dcdist.config.schema import ExperimentConfig
 from dcdist.data.loader import BatchLoader
@@ -27,7 +29,7 @@ from dcdist.devices import devices_of_machine, num_loader_processes, take_device
 from dcdist.distributed.collectives import Collectives, is_peer_lost
 from dcdist.distributed.place import Place, read_place
 from dcdist.distributed.process_group import join
-from dcdist.engine.artefacts import assignments_table, keys_table, to_parquet
+from dcdist.engine.artefacts import assignments_table, keys_table, neighbors_table, to_parquet
 from dcdist.engine.boundary import Boundary
 from dcdist.engine.checkpoint import Checkpointer
 from dcdist.engine.pipeline import RunState, Stage, run_stages
@@ -36,6 +38,7 @@ from dcdist.errors import DcdistError, ExitCode, PeerLost, Preempted, RunError, 
 from dcdist.metrics.logs import log_to_run
 from dcdist.metrics.recorder import Kind as RecordKind
 from dcdist.metrics.recorder import Recorder
+from dcdist.models.initial_weights import load_initial_weights
 from dcdist.models.numerics import Numerics, has_bfloat16
 from dcdist.run_directory import CONFIG, KEYS, Attempt, RunDirectory
 
@@ -150,8 +153,8 @@ class _Run:
 
     def check_data(self) -> str:
         """On rank 0: the data's fingerprint, held against the run's; K, PCA and processes held against the data."""
-        for stage in self.config.resolved_stages():
-            check_fits(stage, len(self.source), self.backbone.num_features, self.collectives.world_size)
+        stages = self.config.resolved_stages()
+        check_stages(stages, len(self.source), self.backbone.num_features, self.collectives.world_size)
         fingerprint = self.source.fingerprint()
         for number in self.run_directory.attempt_numbers():
             before = self.run_directory.read_attempt(number).get("data", {})
@@ -219,6 +222,10 @@ class _Run:
                 f"{self.run_directory} has lost its {CONFIG}, and checkpoint {found.name} was written with another "
                 "config: give the config that the run was started with, or a new run.dir"
             )
+        if found and was_configured:
+            self.collectives.on_main(lambda: self.refuse_growth_before(found.commit.position["stage"]))
+        if found is None and self.config.model.initial_weights:
+            self.load_initial_weights(self.config.model.initial_weights)
         if self.collectives.is_main:
             self.run_directory.storage.write_bytes(CONFIG, to_yaml(self.config).encode())
             if not self.run_directory.storage.exists(KEYS):
@@ -235,10 +242,15 @@ class _Run:
             self.record(recorder, state, "event", event="checkpoint", name=str(name))
             recorder.sync()
 
-        def write_assignments(stage: str, epoch: int | Literal["final"], clustering: Clustering) -> None:
-            if self.collectives.is_main:
+        def write_clustering(stage: str, epoch: int | Literal["final"], clustering: Clustering) -> None:
+            if not self.collectives.is_main:
+                return
+            if clustering.heads:
                 name = self.run_directory.assignments_file(stage, epoch)
                 self.run_directory.storage.write_bytes(name, to_parquet(assignments_table(clustering)))
+            if clustering.neighbors is not None:
+                name = self.run_directory.neighbors_file(stage)
+                self.run_directory.storage.write_bytes(name, to_parquet(neighbors_table(clustering.neighbors)))
 
         sources = [self.source, self.heldout] if self.heldout else [self.source]
         loader = BatchLoader(
@@ -257,7 +269,7 @@ class _Run:
             recorder=recorder,
             state=state,
             save=save,
-            write_assignments=write_assignments,
+            write_clustering=write_clustering,
         )
         try:
             began_from = str(found.name) if found else None
@@ -274,7 +286,7 @@ class _Run:
                 lambda number: build_stage(shared, number),
                 state,
                 found,
-                write_assignments,
+                write_clustering,
             )
             self.score(last, shared)
             if self.collectives.is_main:
@@ -285,6 +297,25 @@ class _Run:
             recorder.close()
             if watch:
                 watch.close()
+
+    def refuse_growth_before(self, stage_name: str) -> None:
+        """On rank 0: a stage that the run has left cannot become longer any more."""
+        where = self.run_directory.storage.url(CONFIG)
+        saved = validate(parse_yaml(self.run_directory.storage.read_bytes(CONFIG).decode(), where), where)
+        names = [stage.name for stage in self.config.resolved_stages()]
+        left = [name for name in grown_stages(self.config, saved) if names.index(name) < names.index(stage_name)]
+        if left:
+            raise UsageError(
+                f"stages.{left[0]}.train.num_epochs has grown, but {self.run_directory} is in stage {stage_name} already "
+                f"and does not go back: set it back, or give a new run.dir"
+            )
+
+    def load_initial_weights(self, path: str) -> None:
+        """Rank 0's reading of the file, on every rank. Collective."""
+        message = self.collectives.on_main(lambda: load_initial_weights(self.backbone, path))
+        for tensor in self.backbone.state_dict().values():
+            self.collectives.broadcast(tensor)
+        logger.info(message)
 
     def recorder(self) -> Recorder:
         if not self.collectives.is_main:

@@ -5,7 +5,6 @@ Shapes: N rows on all ranks, n of them on this one, K clusters, D features, S sa
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,31 +13,28 @@ from typing import Literal
 import torch
 
 from dcdist.clustering.empty import farthest_rows
-from dcdist.clustering.exact_sums import exact_total, fraction_bits, total_bits
+from dcdist.clustering.exact_sums import fraction_bits
 from dcdist.clustering.initial import draw_sample_ids, local_positions, present_sample_ids, take_rows
+from dcdist.clustering.kmeans_plus_plus import kmeans_plus_plus
 from dcdist.clustering.lloyd import Lloyd
+from dcdist.clustering.partition import (
+    cluster_sizes,
+    count_rows,
+    everywhere,
+    largest_magnitude,
+    mean_distance,
+    require_rows,
+)
 from dcdist.clustering.rows import Centroids, ShardedRows
 from dcdist.clustering.scores import full_precision
-from dcdist.clustering.types import UNASSIGNED, FeatureShard, HeadClustering
+from dcdist.clustering.types import FeatureShard, HeadClustering
 from dcdist.distributed.collectives import Collectives
-from dcdist.errors import RunError, UsageError
+from dcdist.distributed.seeding import torch_generator
 
 Placement = Literal["rank0", "distributed"]
 
 _GIB = 2**30
-_NO_SAMPLE = 2**62
 _REPAIR_SEARCHES = 2  # after so many searches from the farthest rows, what is still empty takes its row by force
-
-
-class NonFiniteFeaturesError(RunError):
-    """A row holds nan or inf; `sample_id` says whose (the lowest of several)."""
-
-    def __init__(self, sample_id: int) -> None:
-        super().__init__(
-            f"the features of sample {sample_id} are not finite: the network has diverged. "
-            "Start a new run with a lower train.learning_rate."
-        )
-        self.sample_id = sample_id
 
 
 def choose_placement(
@@ -56,7 +52,7 @@ def choose_placement(
 
 @dataclass(frozen=True)
 class KMeans:
-    """Lloyd's k-means from K distinct random rows; a `Clusterer`.
+    """Lloyd's k-means from K distinct rows; a `Clusterer`.
 
     Every assignment is to the exactly nearest centroid and every sum is exact (see search.py and exact_sums.py), so
     the result depends neither on the placement nor on engine, devices, number of processes or order of the rows.
@@ -69,6 +65,8 @@ class KMeans:
         gather_limit_gib: see placement.
         spherical: centroids are normalised after each update, for rows that are.
         engine: who computes distances, "torch" or "faiss"; "auto" is torch, which on a CPU is faster (scores.py).
+        initial: "random" starts from distinct rows drawn uniformly; "kmeans++" from rows far from each other, which
+            costs about 2 + ln K searches of all rows (kmeans_plus_plus.py).
         devices: this process's own first, then those that rank 0 may shard gathered rows over; no other is used.
     """
 
@@ -78,6 +76,7 @@ class KMeans:
     gather_limit_gib: float = 16.0
     spherical: bool = False
     engine: Literal["auto", "faiss", "torch"] = "auto"
+    initial: Literal["random", "kmeans++"] = "random"
     devices: tuple[torch.device, ...] = (torch.device("cpu"),)
 
     @torch.no_grad()
@@ -97,14 +96,17 @@ class KMeans:
             num_samples: S; a sample that no rank has rows of is UNASSIGNED.
             collectives: joins the ranks.
             generator: in the same state on every rank.
-            at_boundary: called after each iteration, equally often on every rank; may raise on all of them to stop.
+            at_boundary: called after each iteration, and each round of k-means++, equally often on every rank; may
+                raise on all of them to stop.
             initial_centroids: [K, D] float32, the same on every rank; drawn where it is left out.
 
         Raises:
             UsageError: fewer rows than clusters.
             NonFiniteFeaturesError: a row holds nan or inf.
         """
-        num_rows, largest = self._inspect(shard, collectives)
+        num_rows = count_rows(shard, collectives)
+        require_rows(num_rows, self.num_clusters)
+        largest = largest_magnitude(shard, collectives)
         placement: Placement = (
             choose_placement(num_samples, shard.features.shape[1], self.gather_limit_gib, collectives.world_size)[0]
             if self.placement == "auto"
@@ -116,26 +118,6 @@ class KMeans:
             if placement == "distributed" or collectives.world_size == 1:
                 return fit.run(shard, collectives, placement, at_boundary)
             return fit.run_on_rank0(shard, collectives, at_boundary)
-
-    def _inspect(self, shard: FeatureShard, collectives: Collectives) -> tuple[int, float]:
-        """The number of rows of all ranks and their largest magnitude."""
-        rows = shard.features
-        num_rows = int(collectives.all_reduce_sum(torch.tensor([len(rows)])))
-        if num_rows < self.num_clusters:
-            raise UsageError(
-                f"clustering.num_clusters={self.num_clusters} needs at least as many images with features, here are "
-                f"{num_rows}: set clustering.num_clusters to at most {num_rows}"
-            )
-        lowest, highest = rows.aminmax() if rows.numel() else (torch.zeros(()), torch.zeros(()))  # nan spreads
-        largest = float(torch.maximum(-lowest, highest))
-        offender = _NO_SAMPLE
-        if not math.isfinite(largest):
-            offender = int(shard.sample_ids[~rows.isfinite().all(1)].min())
-            largest = math.inf
-        extremes = collectives.all_reduce_max(torch.tensor([largest, -float(offender)], dtype=torch.float64))
-        if extremes[1] > -_NO_SAMPLE:
-            raise NonFiniteFeaturesError(-int(extremes[1]))
-        return num_rows, float(extremes[0])
 
 
 @dataclass(frozen=True)
@@ -208,17 +190,17 @@ class _Fit:
         rows = ShardedRows(shard.features, devices, kmeans.num_clusters, engine, bits)
         initial = self.initial_centroids
         if initial is None:
-            present = present_sample_ids(shard, self.num_samples, self.num_rows, collectives)
-            drawn = draw_sample_ids(present, self.num_samples, kmeans.num_clusters, self.generator)
-            initial = take_rows(shard, drawn, collectives)
+            initial = take_rows(shard, self._draw(shard, devices, collectives, after_iteration), collectives)
         clock.append(time.monotonic())
         lloyd = Lloyd(kmeans.num_iterations, kmeans.spherical, bits, self.seed)
         centroids, num_iterations = lloyd.run(rows, initial, collectives, after_iteration)
         clock.append(time.monotonic())
         centroids, num_empty = self._repair(rows, shard, centroids, collectives)
         distances = rows.distances(centroids.values)
-        objective = self._objective(distances, collectives)
-        assignments, distances = self._everywhere(shard, rows.assignments(), distances, collectives)
+        objective = mean_distance(distances, self.num_rows, collectives)
+        assignments, distances = everywhere(
+            shard.sample_ids, rows.assignments(), distances, self.num_samples, collectives
+        )
         clock.append(time.monotonic())
         phases = zip(("initialize", "iterate", "finish"), clock, clock[1:], strict=False)
         return HeadClustering(
@@ -232,14 +214,38 @@ class _Fit:
             seconds={name: end - start for name, start, end in phases},
         )
 
+    def _draw(
+        self,
+        shard: FeatureShard,
+        devices: tuple[torch.device, ...],
+        collectives: Collectives,
+        after_round: Callable[[], None],
+    ) -> torch.Tensor:
+        """The sample ids [K] of the rows to start from."""
+        num_clusters = self.kmeans.num_clusters
+        if self.kmeans.initial == "kmeans++":
+            generator = torch_generator(self.seed, "kmeans++")
+            return kmeans_plus_plus(
+                shard,
+                self.num_samples,
+                self.num_rows,
+                self.largest,
+                num_clusters,
+                collectives,
+                generator,
+                devices,
+                after_round,
+            )
+        present = present_sample_ids(shard, self.num_samples, self.num_rows, collectives)
+        return draw_sample_ids(present, self.num_samples, num_clusters, self.generator)
+
     def _repair(
         self, rows: ShardedRows, shard: FeatureShard, centroids: Centroids, collectives: Collectives
     ) -> tuple[Centroids, int]:
         """Gives each cluster that is empty a row as its centroid; returns how many there were."""
         num_empty = 0
         for attempt in range(_REPAIR_SEARCHES + 1):
-            counts = torch.bincount(rows.assignments(), minlength=self.kmeans.num_clusters)
-            collectives.all_reduce_sum(counts)
+            counts = cluster_sizes(rows.assignments(), self.kmeans.num_clusters, collectives)
             empty = torch.nonzero(counts == 0).squeeze(1)
             num_empty = num_empty or len(empty)
             if not len(empty):
@@ -255,21 +261,3 @@ class _Fit:
                 own, where = local_positions(shard, chosen)
                 rows.move(own, empty[where])
         return centroids, num_empty
-
-    def _objective(self, distances: torch.Tensor, collectives: Collectives) -> float:
-        """The mean of the squared distances of all ranks, the same for every split of the rows."""
-        extreme = distances.max().reshape(1) if len(distances) else torch.zeros(1)
-        largest = float(collectives.all_reduce_max(extreme))
-        total = collectives.all_reduce_sum(exact_total(distances.double(), largest, self.num_rows))
-        return math.ldexp(int(total), -total_bits(largest, self.num_rows)) / self.num_rows
-
-    def _everywhere(
-        self, shard: FeatureShard, assignments: torch.Tensor, distances: torch.Tensor, collectives: Collectives
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Assignments [n] and distances [n] of this rank -> those of all samples [S], on every rank."""
-        all_assignments = torch.full((self.num_samples,), UNASSIGNED, dtype=torch.int32)
-        all_distances = torch.full((self.num_samples,), -1.0)
-        all_assignments[shard.sample_ids], all_distances[shard.sample_ids] = assignments, distances
-        collectives.all_reduce_max(all_assignments)
-        collectives.all_reduce_max(all_distances)
-        return all_assignments, all_distances.masked_fill_(all_assignments == UNASSIGNED, torch.nan)

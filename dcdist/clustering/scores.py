@@ -18,6 +18,7 @@ from dcdist.errors import UsageError
 
 _LANES = 64  # strided maxima over this many lanes are an order of magnitude faster than a maximum with its index
 _BLOCK = {"cpu": (1024, 1024), "cuda": (16384, 8192)}  # rows and centroids of one product: stays in cache on a CPU
+_SCORES_A_BLOCK = 2**22  # held at a time where more than two are wanted of each row
 _FAISS_TEMPORARY_BYTES = 256 * 2**20
 
 
@@ -36,8 +37,12 @@ class Scores(Protocol):
         """For rows [n, D] and their squared lengths [n]."""
         ...
 
+    def nearest(self, rows: torch.Tensor, squared_norms: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nearest `count` centroids [n, count] int64 of each row and squared distances [n, count], ascending."""
+        ...
+
     def error(self, squared_norms: torch.Tensor) -> torch.Tensor:
-        """[n]: by how much a squared distance of `top_two` may be off, for rows of these squared lengths."""
+        """[n]: by how much a squared distance may be off, for rows of these squared lengths."""
         ...
 
 
@@ -77,6 +82,14 @@ class TorchScores:
         blocks = [self._block(block) for block in torch.split(rows, self._block_rows)]
         index, best, second = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         return TopTwo(index, squared_norms - 2 * best, squared_norms - 2 * second)
+
+    def nearest(self, rows: torch.Tensor, squared_norms: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = []
+        for block in torch.split(rows, max(_SCORES_A_BLOCK // len(self._centroids), 1)):
+            scores = torch.cat([product(block) for _, product in self._tiles], dim=1)
+            found.append(scores[:, : len(self._centroids)].topk(count, dim=1))  # without the last tile's padding
+        best, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return index, squared_norms.unsqueeze(1) - 2 * best
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """x.c - |c|^2 / 2 of a few rows [b, D] for all centroids: [b, K]."""
@@ -151,6 +164,10 @@ class FaissScores:
         distances, indices = (torch.as_tensor(part) for part in found)
         second = distances[:, 1] if self._neighbors > 1 else torch.full_like(squared_norms, torch.inf)
         return TopTwo(indices[:, 0], distances[:, 0], second)
+
+    def nearest(self, rows: torch.Tensor, squared_norms: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002
+        distances, indices = (torch.as_tensor(part) for part in self._index.search(_for_faiss(rows), count))
+        return indices, distances
 
 
 def _flat_index(num_features: int, device: torch.device) -> Any:

@@ -40,6 +40,7 @@ class HeadClustering:
     num_empty_repaired: int
     placement: str
     seconds: dict[str, float] = field(default_factory=dict)  # of each phase
+    num_merged: int = 0  # clusters beyond the head's capacity that joined others, where the data decide K
 
     @property
     def num_clusters(self) -> int:
@@ -48,9 +49,10 @@ class HeadClustering:
 
 @dataclass(frozen=True)
 class Clustering:
-    """The partitions that one clustering step made, a head each."""
+    """What one clustering step made: partitions, a head each, or each sample's neighbours."""
 
     heads: tuple[HeadClustering, ...]
+    neighbors: torch.Tensor | None = None  # [N, k] int64 sample ids, nearest first; -1 where a sample has no features
 
 
 class Clusterer(Protocol):

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from dcdist.config.load import validate
-from dcdist.config.schema import HORIZON, ExperimentConfig, kind_of
+from dcdist.config.schema import ExperimentConfig, kind_of
+from dcdist.config.sections import HORIZON
 from dcdist.errors import UsageError
 
 _AUTO = "auto"
@@ -104,6 +105,12 @@ def resume_config(given: ExperimentConfig, saved: ExperimentConfig) -> Experimen
             + ". Set them back, or give a new run.dir."
         )
     return config
+
+
+def grown_stages(given: ExperimentConfig, saved: ExperimentConfig) -> list[str]:
+    """The names of the stages that are to be longer than in the saved config."""
+    before = {stage.name: stage.train.num_epochs for stage in saved.resolved_stages()}
+    return [stage.name for stage in given.resolved_stages() if stage.train.num_epochs > before[stage.name]]
 
 
 def _problem(path: tuple[str, ...], given: dict[tuple[str, ...], Any], saved: dict[tuple[str, ...], Any]) -> str:

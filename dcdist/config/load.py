@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dcdist.config.schema import ExperimentConfig, StageConfig, merge
+from dcdist.config.schema import ExperimentConfig, PartWeight, StageConfig, merge
 from dcdist.errors import UsageError
 
 
@@ -69,8 +69,10 @@ def validate(values: dict[str, Any], origin: str) -> ExperimentConfig:
     """Checks a plain mapping against the schema. Raises UsageError that lists everything wrong in it."""
     _check_stages(values, origin)
     problems = [*_unknown_keys(values, ExperimentConfig)]
+    problems += _unknown_keys_of_parts(values, "")
     for index, entry in enumerate(values.get("stages") or ()):
-        problems += _unknown_keys(entry, StageConfig, written=f"stages.{entry.get('name', index)}.")
+        written = f"stages.{entry.get('name', index)}."
+        problems += [*_unknown_keys(entry, StageConfig, written=written), *_unknown_keys_of_parts(entry, written)]
     if not problems:
         try:
             config = ExperimentConfig.model_validate(values)
@@ -83,6 +85,15 @@ def validate(values: dict[str, Any], origin: str) -> ExperimentConfig:
     return config
 
 
+def _unknown_keys_of_parts(holder: dict[str, Any], written: str) -> Iterator[str]:
+    joint = holder.get("joint")
+    parts = joint.get("parts") if isinstance(joint, dict) else None
+    for index, part in enumerate(parts if isinstance(parts, list | tuple) else ()):
+        if isinstance(part, dict):
+            rest = {name: value for name, value in part.items() if name not in PartWeight.model_fields}
+            yield from _unknown_keys(rest, StageConfig, written=f"{written}joint.parts.{part.get('name', index)}.")
+
+
 def _check_stages(values: dict[str, Any], origin: str) -> None:
     stages = values.get("stages") or []
     if not isinstance(stages, list | tuple) or not all(isinstance(entry, dict) for entry in stages):
@@ -90,11 +101,12 @@ def _check_stages(values: dict[str, Any], origin: str) -> None:
 
 
 def _stage_problems(config: ExperimentConfig) -> Iterator[str]:
-    for entry in config.stages:
+    for entry in config.stages or ({"name": config.method},):
+        name = f"stages.{entry['name']}" if config.stages else "joint.parts"
         try:
-            config.resolved_stage(entry)
+            config.resolved_stage(entry).resolved_parts()
         except ValidationError as error:
-            yield from (f"stages.{entry['name']}: {problem}" for problem in _describe(error))
+            yield from (f"{name}: {problem}" for problem in _describe(error))
 
 
 def _describe(error: ValidationError) -> Iterator[str]:
@@ -207,7 +219,7 @@ def known_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") ->
     return keys
 
 
-_NAMES = {key.rsplit(".", 1)[-1] for key in [*known_keys(), *known_keys(StageConfig)]}
+_NAMES = {key.rsplit(".", 1)[-1] for key in [*known_keys(), *known_keys(StageConfig), *known_keys(PartWeight)]}
 
 
 def _nearest(name: str, section: type[BaseModel], home: str) -> str:

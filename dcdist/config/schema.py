@@ -9,40 +9,34 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-PLACEMENT = "placement"
-HORIZON = "horizon"
+from dcdist.config.method_sections import (
+    DeepClusterSection,
+    DeepClusterV2Section,
+    JigsawSection,
+    JointSection,
+    ScanSection,
+    SelfLabelSection,
+    SimclrSection,
+    SwavSection,
+)
+from dcdist.config.sections import (
+    HORIZON,
+    PLACEMENT,
+    Auto,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Range,
+    Section,
+    ShareRange,
+    key,
+)
 
-Auto = Literal["auto"]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
-    if ends[0] > ends[1]:
-        raise ValueError(f"a range begins with its lower end, as in [{ends[1]}, {ends[0]}]")
-    return ends
-
-
-Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
-ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-
-
-def key(default: Any, description: str, kind: str | None = None, **constraints: Any) -> Any:
-    """A key of the config; `kind` is PLACEMENT or HORIZON, identity where it is left out."""
-    extra: dict[str, Any] | None = {"kind": kind} if kind else None
-    return Field(default=default, description=description, json_schema_extra=extra, **constraints)
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are refused, values are not changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+MethodName = Literal["deepcluster", "deepcluster_v2", "swav", "simclr", "jigsaw", "joint", "scan", "selflabel"]
 
 
 class RunSection(Section):
@@ -63,6 +57,14 @@ class DataSection(Section):
         None, "where Parquet and remote data are kept for random access; $DCDIST_CACHE or ~/.cache/dcdist", PLACEMENT
     )
     num_workers: NonNegative | Auto = key("auto", "decoding processes per process of the run", PLACEMENT)
+
+
+class CropsSection(Section):
+    """Some views of the same kind, of methods that look at several crops of an image."""
+
+    count: Positive = key(..., "how many")
+    image_size: Positive = key(..., "side of the square that enters the network, pixels")
+    scale: ShareRange = key(..., "share of the image's area that a random crop takes")
 
 
 class ViewsSection(Section):
@@ -87,6 +89,17 @@ class ViewsSection(Section):
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = key(0.0, "colour jitter")
     jitter_probability: Fraction = key(0.8, "share of the images whose colours are jittered")
     grayscale_probability: Fraction = key(0.0, "share of the images that lose their colour")
+    color_projection_probability: Fraction = key(0.0, "share that loses the green-magenta axis of its colours")
+    chroma_blur_probability: Fraction = key(0.0, "share whose colours, but not brightness, are blurred")
+    solarize_probability: Fraction = key(0.0, "share of which the bright values are inverted")
+    invert_probability: Fraction = key(0.0, "share that becomes its negative")
+    blur_probability: Fraction = key(0.0, "share that is blurred")
+    blur_sigma: Range = key((0.1, 2.0), "standard deviation of both blurs, pixels")
+    random_operations: NonNegative = key(0, "strong views: operations of RandAugment in a row, at random magnitudes")
+    cutout: NonNegative = key(0, "strong views: a grey square of random side up to this; 0 for none")
+    crops: tuple[CropsSection, ...] = key(
+        (), "methods of several views (swav, deepcluster_v2, simclr): which; empty: two of image_size and scale"
+    )
 
     @model_validator(mode="after")
     def _centre_fills_the_square(self) -> ViewsSection:
@@ -104,6 +117,10 @@ class ModelSection(Section):
     name: str = key("alexnet", "backbone, by the names in dcdist/models")
     sobel: bool = key(False, "fixed grey-scale and Sobel stem in front of the backbone")
     width: PositiveFloat = key(1.0, "multiplies the channels of the small networks")
+    small_images: bool = key(False, "ResNets: a 3x3 stem without pooling, for images of about 32 pixels")
+    initial_weights: str | None = key(
+        None, "where the backbone starts: a file of weights (.safetensors, .pth) or another run's folder"
+    )
 
 
 class FeaturesSection(Section):
@@ -121,8 +138,21 @@ class FeaturesSection(Section):
 class ClusteringSection(Section):
     """How rows are partitioned."""
 
-    num_clusters: Positive = key(10000, "K, how many clusters training predicts")
-    num_iterations: Positive = key(20, "Lloyd iterations")
+    method: Literal["kmeans", "gmm", "pic", "hierarchical"] = key(
+        "kmeans", "k-means, a Gaussian mixture, power iteration clustering, or two-level k-means for very many clusters"
+    )
+    num_clusters: Positive | tuple[Positive, ...] = key(
+        10000, "K, how many clusters training predicts (pic, which finds K: at most); a list gives several heads"
+    )
+    num_iterations: Positive | None = key(
+        None, "null: 20 of Lloyd's, at most 100 of expectation maximisation, 200 of the power iteration"
+    )
+    initial: Literal["random", "kmeans++"] = key("random", "k-means: which rows it begins from")
+    regularization: PositiveFloat = key(1e-3, "gmm: of the mean variance of the features, added to each variance")
+    covariance: Literal["diagonal", "tied"] = key("diagonal", "gmm: of each component, or one for all")
+    num_neighbors: Positive = key(5, "pic: edges from each row of the graph")
+    sigma: PositiveFloat = key(0.2, "pic: an edge weighs exp(-distance^2 / sigma^2)")
+    num_coarse: Positive | None = key(None, "hierarchical: clusters of the first level; null: about the root of K")
     every_num_epochs: Positive = key(1, "epochs between reassignments")
     spherical: bool = key(False, "centroids are normalised after each iteration")
     placement: Literal["auto", "rank0", "distributed"] = key("auto", "where k-means runs; one result", PLACEMENT)
@@ -140,16 +170,6 @@ class ReadoutSection(Section):
     num_restarts: Positive = key(1, "k-means runs; the one of the lowest objective is kept")
 
 
-class DeepClusterSection(Section):
-    """DeepCluster's own choices."""
-
-    sampler: Literal["uniform", "reference"] = key(
-        "uniform", "uniform over clusters, or as the published code draws (which is not uniform)"
-    )
-    head_learning_rate_scale: PositiveFloat = key(1.0, "the head's learning rate over the backbone's")
-    head_momentum: Fraction = key(0.0, "the head's momentum (SGD)")
-
-
 class TrainSection(Section):
     """The optimisation."""
 
@@ -159,12 +179,18 @@ class TrainSection(Section):
     microbatch_size: Positive | Auto = key(
         "auto", "consecutive samples that share batch statistics; auto: batch_size / 8, / 4 or / 2, but at least 32"
     )
-    optimizer: Literal["sgd", "adamw"] = key("sgd", "of the backbone and of the head")
+    optimizer: Literal["sgd", "larc", "adamw"] = key("sgd", "of the backbone and of the heads; larc is SGD with LARC")
     learning_rate: PositiveFloat = key(0.05, "of the backbone, before the schedule")
     momentum: Fraction = key(0.9, "SGD's")
     weight_decay: NonNegativeFloat = key(1e-5, "L2 for SGD, decoupled for AdamW")
-    schedule: Literal["constant", "cosine"] = key("constant", "of the learning rate")
-    warmup_steps: NonNegative = key(0, "linear, from 0")
+    schedule: Literal["constant", "cosine", "steps"] = key("constant", "of the learning rate")
+    warmup_steps: NonNegative = key(0, "linear, from warmup_ratio of the learning rate")
+    warmup_ratio: Fraction = key(0.0, "where the warmup starts, as a share of the learning rate")
+    final_ratio: Fraction = key(0.0, "where the cosine ends, as a share of the learning rate")
+    decay_epochs: tuple[Positive, ...] = key(
+        (), "steps: the epochs from which on the learning rate is a tenth of before"
+    )
+    on_collapse: Literal["warn", "stop"] = key("warn", "what happens where training begins to collapse", PLACEMENT)
     precision: Literal["fp32", "bf16"] | Auto = key("auto", "auto: bf16 where the hardware has it")
     channels_last: bool | Auto = key("auto", "auto: wherever precision is bf16")
 
@@ -236,19 +262,42 @@ class StageConfig(Section):
     """One stage, every key resolved: what a trainer is built from."""
 
     name: str
-    method: Literal["deepcluster"]
+    method: MethodName
     views: ViewsSection
     features: FeaturesSection
     clustering: ClusteringSection
     readout: ReadoutSection
     train: TrainSection
     deepcluster: DeepClusterSection
+    deepcluster_v2: DeepClusterV2Section
+    swav: SwavSection
+    simclr: SimclrSection
+    jigsaw: JigsawSection
+    joint: JointSection
+    scan: ScanSection
+    selflabel: SelfLabelSection
+
+    def resolved_parts(self) -> tuple[tuple[StageConfig, float], ...]:
+        """Of a joint stage its parts as stages of their own, with their weights."""
+        whole = self.model_dump(exclude={"joint"})
+        parts = []
+        for entry in self.joint.parts:
+            part = {name: value for name, value in entry.items() if name != "weight"}
+            weight = PartWeight.model_validate({"weight": entry.get("weight", 1.0)}).weight
+            parts.append((StageConfig.model_validate({"joint": {}, **merge(whole, part)}), weight))
+        return tuple(parts)
+
+
+class PartWeight(Section):
+    """What a part of a joint method has beside the keys of a stage."""
+
+    weight: PositiveFloat = key(1.0, "of the part's losses")
 
 
 class ExperimentConfig(Section):
     """A whole experiment file."""
 
-    method: Literal["deepcluster"] = key("deepcluster", "how the network learns")
+    method: MethodName = key("deepcluster", "how the network learns")
     run: RunSection
     data: DataSection
     views: ViewsSection = ViewsSection()
@@ -258,6 +307,13 @@ class ExperimentConfig(Section):
     readout: ReadoutSection = ReadoutSection()
     train: TrainSection = TrainSection()
     deepcluster: DeepClusterSection = DeepClusterSection()
+    deepcluster_v2: DeepClusterV2Section = DeepClusterV2Section()
+    swav: SwavSection = SwavSection()
+    simclr: SimclrSection = SimclrSection()
+    jigsaw: JigsawSection = JigsawSection()
+    joint: JointSection = JointSection()
+    scan: ScanSection = ScanSection()
+    selflabel: SelfLabelSection = SelfLabelSection()
     checkpoint: CheckpointSection = CheckpointSection()
     launch: LaunchSection = LaunchSection()
     metrics: MetricsSection = MetricsSection()

@@ -52,18 +52,24 @@ class BatchAugmentation:
     hue: float = 0.0  # shift uniform in +-, 1 is the whole colour circle
     jitter_probability: float = 1.0  # of an image to get the four above
     grayscale_probability: float = 0.0
+    color_projection_probability: float = 0.0  # of losing the green-magenta axis (Doersch et al., 2015)
+    chroma_blur_probability: float = 0.0  # of a blur of the colours, not of the luma (Mundhenk et al., 2018)
+    solarize_probability: float = 0.0  # of inverting what is brighter than a half
+    invert_probability: float = 0.0
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels, uniform; of both blurs
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "scale":
+            if isinstance(value, tuple):
                 if not 0 < value[0] <= value[1]:
-                    raise ValueError(f"scale is {value}: two magnifications, 0 < smallest <= largest")
+                    raise ValueError(f"{field.name} is {value}: two numbers, 0 < smallest <= largest")
             elif value < 0:
                 raise ValueError(f"{field.name} is {value}, it must not be negative")
-        for name, largest in (("hue", 0.5), ("jitter_probability", 1.0), ("grayscale_probability", 1.0)):
-            if getattr(self, name) > largest:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must not exceed {largest}")
+            largest = 0.5 if field.name == "hue" else 1.0 if field.name.endswith("_probability") else math.inf
+            if not isinstance(value, tuple) and value > largest:
+                raise ValueError(f"{field.name} is {value}, it must not exceed {largest}")
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Float [B, 3, S, S] in 0..1 -> the same, in channels_last memory; `generator` is a CPU generator."""
@@ -74,6 +80,16 @@ class BatchAugmentation:
         if self.grayscale_probability > 0:
             chosen = torch.rand(len(images), generator=generator) < self.grayscale_probability
             images = torch.where(_per_image(chosen, images), grey(images).expand_as(images), images)
+        for probability, change in (
+            (self.color_projection_probability, project_colors),
+            (self.chroma_blur_probability, self._blur_chroma),
+            (self.solarize_probability, solarize),
+            (self.invert_probability, invert),
+            (self.blur_probability, self._blur),
+        ):
+            if probability > 0:
+                chosen = torch.rand(len(images), generator=generator) < probability
+                images = torch.where(_per_image(chosen, images), change(images, generator), images)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _changes_geometry(self) -> bool:
@@ -97,6 +113,14 @@ class BatchAugmentation:
             )
             grid = grid + displacement.permute(0, 2, 3, 1)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def _blur(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return gaussian_blur(images, _uniform(len(images), *self.blur_sigma, generator))
+
+    def _blur_chroma(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        luma = grey(images)
+        chroma = self._blur(images - luma, generator)
+        return (luma + chroma - grey(chroma)).clamp(0, 1)
 
     def _jitter(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         count = len(images)
@@ -143,6 +167,38 @@ def inverse_affine(
 def grey(images: torch.Tensor) -> torch.Tensor:
     """[B, 3, S, S] -> [B, 1, S, S], the luma."""
     return (images * images.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def project_colors(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:  # noqa: ARG001
+    """Colours without their part along (-1, 2, -1), green against magenta, which chromatic aberration shifts."""
+    axis = images.new_tensor((-1.0, 2.0, -1.0)) / 6**0.5
+    along = (images * axis.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (images - along * axis.view(1, 3, 1, 1)).clamp(0, 1)
+
+
+def solarize(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:  # noqa: ARG001
+    """Values above a half are inverted."""
+    return torch.where(images > 0.5, 1 - images, images)
+
+
+def invert(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:  # noqa: ARG001
+    """The negative."""
+    return 1 - images
+
+
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Blurs each of [B, C, S, S] with its own standard deviation [B] in pixels; the border is mirrored."""
+    count, channels, side, _ = images.shape
+    radius = min(max(1, math.ceil(2 * float(sigma.max()))), side - 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernels = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2))
+    kernels = (
+        (kernels / kernels.sum(1, keepdim=True)).to(images).repeat_interleave(channels, 0)
+    )  # [B * C, 2 radius + 1]
+    rows = images.reshape(1, count * channels, side, side)
+    rows = F.conv2d(F.pad(rows, (radius, radius, 0, 0), "reflect"), kernels[:, None, None, :], groups=len(kernels))
+    rows = F.conv2d(F.pad(rows, (0, 0, radius, radius), "reflect"), kernels[:, None, :, None], groups=len(kernels))
+    return rows.reshape(images.shape)
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dcdist.data.augment import BatchAugmentation, normalize, to_float
+import torch
+
+from dcdist.data.augment import normalize, to_float
 from dcdist.data.loader import Batch
+from dcdist.data.transforms import View
 from dcdist.distributed.seeding import torch_generator
 
 
@@ -16,16 +19,20 @@ class Preparation:
 
     mean: Sequence[float]
     std: Sequence[float]
-    augmentation: BatchAugmentation
 
-    def evaluate(self, batch: Batch) -> Batch:
-        """The views as normalised float [B, 3, S, S] in channels_last memory."""
-        return batch._replace(views=tuple(to_float(view, self.mean, self.std) for view in batch.views))
+    def __call__(self, batch: Batch, views: Sequence[View]) -> Batch:
+        """The pixels of each view as normalised float [B, 3, S, S] in channels_last memory (tiles: [B, T, 3, S, S]).
 
-    def train(self, batch: Batch) -> Batch:
-        """The same after random geometry and colour, which the batch's seed decides."""
-        augmented = (
-            self.augmentation(to_float(view), torch_generator(batch.seed, "augment", number))
-            for number, view in enumerate(batch.views)
+        Random geometry, colour and tiles, as the view has them, are decided by the batch's seed.
+        """
+        prepared = (
+            self._view(pixels, view, torch_generator(batch.seed, "augment", number))
+            for number, (pixels, view) in enumerate(zip(batch.views, views, strict=True))
         )
-        return batch._replace(views=tuple(normalize(view, self.mean, self.std) for view in augmented))
+        return batch._replace(views=tuple(prepared))
+
+    def _view(self, pixels: torch.Tensor, view: View, generator: torch.Generator) -> torch.Tensor:
+        images = view.augmentation(to_float(pixels), generator)
+        if view.tiles is not None:
+            return view.tiles(images, generator)
+        return normalize(images, self.mean, self.std)

@@ -1,4 +1,4 @@
-"""Crops of decoded images in the loader's workers, uint8 in and out; arithmetic on colours runs on the device.
+"""How an image is seen: crops in the loader's workers, uint8 in and out; arithmetic on colours runs on the device.
 
 Randomness is drawn for a whole request before any image is looked at, so an image that fails changes no other.
 Shapes: B images of a request, S pixels a side of what comes out.
@@ -7,12 +7,16 @@ Shapes: B images of a request, S pixels a side of what comes out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from dcdist.data.augment import BatchAugmentation
+from dcdist.data.strong import StrongAugmentation
+from dcdist.data.tiles import Tiles
 
 NUM_ATTEMPTS = 10  # random crops tried before the central one is taken, as in torchvision's RandomResizedCrop
 
@@ -25,11 +29,12 @@ class Draws:
     ratio: np.ndarray[Any, Any]  # [B, NUM_ATTEMPTS]
     position: np.ndarray[Any, Any]  # [B, 2]: of the crop, vertical and horizontal
     flip: np.ndarray[Any, Any]  # [B]
+    strong: np.ndarray[Any, Any]  # [B] int64 seeds of the strong augmentation; empty where the view has none
 
 
 @dataclass(frozen=True)
 class View:
-    """How a square of `size` pixels is cut out of an image.
+    """How a square of `size` pixels is cut out of an image, and what is done to its pixels.
 
     `center`: the short side becomes `resize`, then the middle is cut out (Resize + CenterCrop); computed as a crop, its
     edges rounded to whole pixels of the source, that is then resized. `random_resized`: a crop of random area and
@@ -43,6 +48,9 @@ class View:
     scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     horizontal_flip: bool = False  # of half of the images
+    strong: StrongAugmentation | None = None  # in the worker, after the crop
+    augmentation: BatchAugmentation = field(default_factory=BatchAugmentation)  # on the device, by Preparation
+    tiles: Tiles | None = None  # on the device, last: the view becomes tiles
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -64,6 +72,7 @@ class View:
             ratio=numbers[:, NUM_ATTEMPTS : 2 * NUM_ATTEMPTS],
             position=numbers[:, -3:-1],
             flip=numbers[:, -1],
+            strong=generator.integers(2**63, size=count if self.strong else 0),
         )
 
     def apply(self, image: np.ndarray[Any, Any], draws: Draws, index: int) -> torch.Tensor:
@@ -78,7 +87,7 @@ class View:
             ).permute(0, 2, 3, 1)
         if self.horizontal_flip and draws.flip[index] < 0.5:
             pixels = pixels.flip(2)
-        return pixels[0]
+        return self.strong(pixels[0], int(draws.strong[index])) if self.strong else pixels[0]
 
     def _box(self, height: int, width: int, draws: Draws, index: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop, in pixels of the source."""

@@ -1,6 +1,6 @@
-"""The Parquet files of a run: the images' keys, and the clusters of every clustering.
+"""The Parquet files of a run: the images' keys, the clusters of every clustering, mined neighbours.
 
-Shapes: N samples, K clusters.
+Shapes: N samples, k neighbours.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from dcdist.clustering.types import Clustering
 from dcdist.data.source import ImageSource
@@ -16,6 +17,8 @@ KEYS_SCHEMA = pa.schema([("sample_id", pa.int64()), ("key", pa.string()), ("labe
 ASSIGNMENTS_SCHEMA = pa.schema(
     [("sample_id", pa.int64()), ("head", pa.int16()), ("cluster", pa.int32()), ("distance", pa.float32())]
 )
+
+NEIGHBORS_SCHEMA = pa.schema([("sample_id", pa.int64()), ("neighbors", pa.list_(pa.int64()))])
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -49,3 +52,10 @@ def assignments_table(clustering: Clustering) -> pa.Table:
         ]
         tables.append(pa.table(columns, schema=ASSIGNMENTS_SCHEMA))
     return pa.concat_tables(tables)
+
+
+def neighbors_table(neighbors: torch.Tensor) -> pa.Table:
+    """A row per sample, of its neighbours [N, k] nearest first; null where an image did not decode."""
+    rows = [None if row[0] < 0 else row for row in neighbors.tolist()]
+    columns = [pa.array(np.arange(len(rows), dtype=np.int64)), pa.array(rows, pa.list_(pa.int64()))]
+    return pa.table(columns, schema=NEIGHBORS_SCHEMA)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.search import nearest_centroids
@@ -33,7 +34,7 @@ class HeldOut:
         self, method: Method, pca: PCA | None, clustering: Clustering, at_boundary: Callable[[], None]
     ) -> torch.Tensor:
         """The nearest cluster [H] int32 of each image under the first head, on every rank. Collective."""
-        raw = extract_features(method.backbone, self.source, self.images, self.collectives, at_boundary)
+        raw = extract_features(method.embedder(), self.source, self.images, self.collectives, at_boundary)
         shard = transform_features(raw, pca)
         nearest, _ = nearest_centroids(shard.features, clustering.heads[0].centroids)
         targets = torch.full((len(self.source),), UNASSIGNED, dtype=torch.int32)
@@ -43,7 +44,10 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, method: Method, targets: torch.Tensor, at_boundary: Callable[[], None]) -> float:
-        """The mean loss against `targets` [H], in evaluation mode and with evaluation crops. Collective."""
+        """The mean loss of the first head against `targets` [H], in evaluation mode and with evaluation crops.
+
+        Collective.
+        """
         with_target = np.flatnonzero(targets.numpy() >= 0)
         own = contiguous_range(len(with_target), self.collectives.rank, self.collectives.world_size)
         mine = with_target[own.start : own.stop]
@@ -57,10 +61,11 @@ class HeldOut:
             batch = next(batches, None)
             if batch is None:
                 continue
-            prepared = self.images.preparation.evaluate(batch.to(self.images.numerics.device))
+            prepared = self.images.preparation(batch.to(self.images.numerics.device), (self.images.view,))
             with self.images.numerics.autocast():
-                outputs = method({"heldout": prepared})
-            loss = sum(float(value) for value in method.losses(outputs).values())
+                logits = method.cluster_logits(prepared.views[0])
+            assert prepared.targets is not None
+            loss = float(functional.cross_entropy(logits.float(), prepared.targets))
             total += torch.tensor([loss, 1.0], dtype=torch.float64) * len(batch.sample_ids)
         loss_sum, count = self.collectives.all_reduce_sum(total).tolist()
         return loss_sum / count if count else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,14 @@ import torch
 
 from dcdist.clustering.types import Clustering
 from dcdist.distributed.collectives import Collectives
+from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.state import Progress
+from dcdist.engine.training_step import StepSums
 from dcdist.errors import RunError
 from dcdist.metrics.cluster_metrics import clustering_record
 from dcdist.metrics.recorder import Kind, Recorder
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -28,6 +33,8 @@ class Journal:
         samples_per_step: over all ranks.
         num_microbatches: in a step, over all ranks.
         every_num_steps: steps between two step records.
+        collapse: looks at clusterings and epochs.
+        stop_at_collapse: whether what it finds ends the run; else it is logged and recorded.
     """
 
     def __init__(
@@ -38,6 +45,8 @@ class Journal:
         samples_per_step: int,
         num_microbatches: int,
         every_num_steps: int,
+        collapse: CollapseWatch,
+        stop_at_collapse: bool = False,
     ) -> None:
         self.recorder = recorder
         self._collectives = collectives
@@ -45,6 +54,8 @@ class Journal:
         self._samples_per_step = samples_per_step
         self._num_microbatches = num_microbatches
         self._every_num_steps = every_num_steps
+        self._collapse = collapse
+        self._stop_at_collapse = stop_at_collapse
         self._seconds: dict[str, float] = {}
         self._window = _Window()
         self._epoch = _Window()
@@ -62,10 +73,11 @@ class Journal:
         self._window.begin(time.perf_counter() - seconds)
         self._window.waited += seconds
 
-    def step(self, loss_sums: dict[str, torch.Tensor], learning_rate: float) -> None:
-        """Counts a step; loss_sums are over this rank's microbatches. Collective at every record."""
-        for name, value in loss_sums.items():
-            self._window.losses[name] = self._window.losses.get(name, 0.0) + value
+    def step(self, sums: StepSums, learning_rate: float) -> None:
+        """Counts a step. Collective at every record."""
+        for window, values in ((self._window.losses, sums.losses), (self._window.figures, sums.figures)):
+            for name, value in values.items():
+                window[name] = window.get(name, 0.0) + value
         self._window.num_steps += 1
         self._window.learning_rate = learning_rate
         self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step)
@@ -81,14 +93,16 @@ class Journal:
         window, self._window = self._window, _Window()
         if not window.num_steps:
             return
-        names = sorted(window.losses)
+        entries = [(values, name) for values in (window.losses, window.figures) for name in sorted(values)]
         sums = torch.stack(
-            [window.losses[name].detach().double().cpu() for name in names] + [torch.tensor(window.waited)]
+            [values[name].detach().double().cpu() for values, name in entries] + [torch.tensor(window.waited)]
         )
         sums = self._collectives.all_reduce_sum(sums.double())
-        losses = {
-            name: float(s) / self._num_microbatches / window.num_steps for name, s in zip(names, sums[:-1], strict=True)
-        }
+        means = [float(s) / self._num_microbatches / window.num_steps for s in sums[:-1]]
+        losses, figures = (
+            {name: mean for (values, name), mean in zip(entries, means, strict=True) if values is own}
+            for own in (window.losses, window.figures)
+        )
         waited = float(sums[-1]) / self._collectives.world_size
         if not np.isfinite(list(losses.values())).all():
             last = self._progress.step
@@ -97,7 +111,7 @@ class Journal:
                 "The newest checkpoint is from before; start a new run with a lower train.learning_rate, "
                 "or with train.precision=fp32."
             )
-        self._epoch.add(losses, window.num_steps, waited, window.learning_rate)
+        self._epoch.add(losses, figures, window.num_steps, waited, window.learning_rate)
         self.recorder.record(
             "step",
             stage=self._progress.stage,
@@ -105,6 +119,7 @@ class Journal:
             step=self._progress.step,
             loss=sum(losses.values()),
             losses=losses,
+            **({"figures": figures} if figures else {}),
             learning_rate=window.learning_rate,
             samples_per_second=window.num_steps * self._samples_per_step / max(window.seconds(), 1e-9),
             data_wait_ratio=waited / max(window.seconds(), 1e-9),
@@ -112,9 +127,12 @@ class Journal:
 
     def clustering(self, previous: Clustering | None, current: Clustering, labels: np.ndarray | None) -> None:
         """Records the balance of a new clustering, a head at a time."""
-        if not self._collectives.is_main:
-            return
         for number, head in enumerate(current.heads):
+            collapsing = self._collapse.clustering(number, head.assignments.numpy(), head.num_clusters)
+            if collapsing:
+                self._say_collapse(collapsing)
+            if not self._collectives.is_main:
+                continue
             before = previous.heads[number] if previous else None
             values = clustering_record(
                 head=number,
@@ -128,6 +146,8 @@ class Journal:
                 seconds={**self._seconds, **head.seconds},
             )
             values["placement"] = head.placement
+            if head.num_merged:
+                values["num_merged"] = head.num_merged
             self._record("clustering", **values)
 
     def epoch(self, heldout_loss: float | None) -> None:
@@ -145,7 +165,22 @@ class Journal:
         }
         if heldout_loss is not None:
             values["heldout_loss"] = heldout_loss
+        if epoch.figures:
+            values["figures"] = epoch.mean(epoch.figures)
         self._record("epoch", **values)
+        collapsing = (
+            self._collapse.epoch(epoch.mean(epoch.losses), epoch.mean(epoch.figures)) if epoch.num_steps else None
+        )
+        if collapsing:
+            self._say_collapse(collapsing)
+
+    def _say_collapse(self, message: str) -> None:
+        """On every rank alike. Raises RunError where collapse ends the run."""
+        self._record("event", event="collapse", message=message)
+        if self._stop_at_collapse:
+            raise RunError(f"{message} (train.on_collapse=stop)")
+        if self._collectives.is_main:
+            logger.warning(message)
 
     def event(self, name: str, **values: Any) -> None:
         """Records something that happened once."""
@@ -162,6 +197,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.losses: dict[str, Any] = {}
+        self.figures: dict[str, Any] = {}
         self.num_steps = 0
         self.waited = 0.0
         self.learning_rate = 0.0
@@ -172,15 +208,26 @@ class _Window:
         if self._began is None:
             self._began = now
 
-    def add(self, losses: dict[str, float], num_steps: int, waited: float, learning_rate: float) -> None:
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value * num_steps
+    def add(
+        self,
+        losses: dict[str, float],
+        figures: dict[str, float],
+        num_steps: int,
+        waited: float,
+        learning_rate: float,
+    ) -> None:
+        for sums, values in ((self.losses, losses), (self.figures, figures)):
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value * num_steps
         self.num_steps += num_steps
         self.waited += waited
         self.learning_rate = learning_rate
 
     def mean_loss(self) -> float | None:
         return sum(self.losses.values()) / self.num_steps if self.num_steps else None
+
+    def mean(self, sums: dict[str, Any]) -> dict[str, float]:
+        return {name: value / self.num_steps for name, value in sums.items()}
 
     def seconds(self) -> float:
         return time.perf_counter() - self._began if self._began is not None else 0.0

@@ -13,30 +13,47 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of a step: a function of nothing else, so that a resume needs no state."""
+    """The learning rate of a step: a function of nothing else, so that a resume needs no state.
+
+    Args:
+        learning_rate: after the warmup, before decay.
+        kind: "constant"; "cosine", down to final_ratio at the last step; "steps", times 0.1 at each of decay_steps.
+        warmup_steps: linear, from warmup_ratio.
+        num_steps: of the stage.
+        warmup_ratio: of the learning rate, where the warmup starts.
+        final_ratio: of the learning rate, where the cosine ends.
+        decay_steps: see kind.
+    """
 
     learning_rate: float
-    kind: str  # "constant" or "cosine"
+    kind: str
     warmup_steps: int
     num_steps: int
+    warmup_ratio: float = 0.0
+    final_ratio: float = 0.0
+    decay_steps: tuple[int, ...] = ()
 
     def at(self, step: int) -> float:
         """Of the step with this number in the stage, from 0."""
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if self.kind == "constant":
-            return self.learning_rate
-        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+            progress = (step + 1) / self.warmup_steps
+            return self.learning_rate * (self.warmup_ratio + (1.0 - self.warmup_ratio) * progress)
+        if self.kind == "cosine":
+            progress = min(1.0, (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))
+            falling = 0.5 * (1.0 + math.cos(math.pi * progress))
+            return self.learning_rate * (self.final_ratio + (1.0 - self.final_ratio) * falling)
+        if self.kind == "steps":
+            return self.learning_rate * 0.1 ** sum(step >= decay for decay in self.decay_steps)
+        return self.learning_rate
 
 
 class Optimizer:
-    """SGD or AdamW over a method's parameter groups.
+    """SGD, SGD with LARC, or AdamW over a method's parameter groups.
 
     Args:
         groups: as Method.parameter_groups gives them.
         names: parameter -> name, for the state.
-        kind: "sgd" or "adamw".
+        kind: "sgd", "larc" or "adamw".
         momentum: of SGD, where a group has none of its own.
         weight_decay: L2 for SGD, decoupled for AdamW.
         schedule: learning rate of each step; a group's "learning_rate_scale" multiplies it.
@@ -54,20 +71,31 @@ class Optimizer:
         self._names = names
         self._schedule = schedule
         self._scales = [group.get("learning_rate_scale", 1.0) for group in groups]
+        self._frozen_steps = [group.get("frozen_steps", 0) for group in groups]
+        self._larc_weight_decay = weight_decay if kind == "larc" else None
         plain = [{"params": group["params"]} for group in groups]
         self._optimizer: torch.optim.Optimizer
-        if kind == "sgd":
+        if kind == "adamw":
+            self._optimizer = torch.optim.AdamW(plain, lr=schedule.learning_rate, weight_decay=weight_decay)
+        else:
             for target, group in zip(plain, groups, strict=True):
                 target["momentum"] = group.get("momentum", momentum)
-            self._optimizer = torch.optim.SGD(plain, lr=schedule.learning_rate, weight_decay=weight_decay)
-        else:
-            self._optimizer = torch.optim.AdamW(plain, lr=schedule.learning_rate, weight_decay=weight_decay)
+            inside = 0.0 if kind == "larc" else weight_decay
+            self._optimizer = torch.optim.SGD(plain, lr=schedule.learning_rate, weight_decay=inside)
 
-    def step(self, step_in_stage: int) -> float:
-        """One update from the gradients, which are then cleared. Returns the learning rate before scales."""
+    def step(self, step_in_stage: int, skip: bool = False) -> float:
+        """One update from the gradients, which are then cleared, or none. Returns the learning rate before scales."""
         learning_rate = self._schedule.at(step_in_stage)
-        for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
+        if skip:
+            return learning_rate
+        groups = zip(self._optimizer.param_groups, self._scales, self._frozen_steps, strict=True)
+        for group, scale, frozen_steps in groups:
             group["lr"] = learning_rate * scale
+            if step_in_stage < frozen_steps:
+                for parameter in group["params"]:
+                    parameter.grad = None  # without a gradient nothing moves: neither weight decay nor momentum
+            elif self._larc_weight_decay is not None:
+                adapt_gradients(group["params"], self._larc_weight_decay)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return learning_rate
@@ -92,3 +120,20 @@ class Optimizer:
                 key: value.to(parameter.device) if torch.is_tensor(value) and value.ndim else value
                 for key, value in values.items()
             }
+
+
+@torch.no_grad()
+def adapt_gradients(parameters: list[nn.Parameter], weight_decay: float, trust: float = 1e-3) -> None:
+    """Scales each gradient by trust * |w| / (|g| + weight_decay * |w|), weight decay added before, in place.
+
+    Layer-wise adaptive rate scaling (LARS, You, Gitman and Ginsburg, 2017), in the form without clipping that SwAV is
+    trained with. Parameters or gradients of zeros are left as they are.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
+        rate = trust * weight_norm / (gradient_norm + weight_decay * weight_norm + 1e-8)
+        adapts = (weight_norm > 0) & (gradient_norm > 0)
+        adapted = (parameter.grad + weight_decay * parameter) * rate
+        parameter.grad.copy_(torch.where(adapts, adapted, parameter.grad))

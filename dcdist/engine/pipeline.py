@@ -9,10 +9,10 @@ from typing import Any, Literal
 from dcdist.clustering.types import Clustering
 from dcdist.engine.readout import Readout, ReadoutRecipe
 from dcdist.engine.restore import StoredCheckpoint
-from dcdist.engine.state import AdoptedClustering, Progress
+from dcdist.engine.state import AdoptedClustering, Decodability, Progress
 from dcdist.engine.trainer import Trainer
 
-WriteAssignments = Callable[[str, int | Literal["final"], Clustering], None]
+WriteClustering = Callable[[str, int | Literal["final"], Clustering], None]
 
 
 class RunState:
@@ -21,11 +21,17 @@ class RunState:
     def __init__(self) -> None:
         self.progress = Progress()
         self.adopted = AdoptedClustering()
+        self.decodability = Decodability()
         self.readout = Readout()
 
     def parts(self) -> dict[str, Any]:
         """The named parts, each with state_dict and load_state_dict."""
-        return {"progress": self.progress, "clustering": self.adopted, "readout": self.readout}
+        return {
+            "progress": self.progress,
+            "clustering": self.adopted,
+            "decodability": self.decodability,
+            "readout": self.readout,
+        }
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def run_stages(
     build_stage: Callable[[int], Stage],
     state: RunState,
     found: StoredCheckpoint | None,
-    write_assignments: WriteAssignments,
+    write_clustering: WriteClustering,
 ) -> Stage:
     """Runs what is left of every stage; returns the last one.
 
@@ -52,9 +58,10 @@ def run_stages(
         build_stage: makes the stage of a number; the backbone is the same object in all of them.
         state: where the run is; filled from the checkpoint or by the stages.
         found: the checkpoint to go on from; None for a new run. Closed once it is loaded.
-        write_assignments: (stage, epoch, clustering) -> RUN/assignments/STAGE-EPOCH.parquet.
+        write_clustering: (stage, epoch, clustering) into RUN/assignments or RUN/neighbors.
     """
     first = names.index(found.commit.position["stage"]) if found else 0
+    previous: Stage | None = None
     for number in range(first, len(names)):
         stage = build_stage(number)
         if found and number == first:
@@ -63,11 +70,13 @@ def run_stages(
         else:
             state.progress.begin_stage(names[number])
             state.adopted.clear()
-        run_stage(stage, state, write_assignments)
+            stage.trainer.method.begin(previous.trainer.method if previous else None)
+        run_stage(stage, state, write_clustering)
+        previous = stage
     return stage
 
 
-def run_stage(stage: Stage, state: RunState, write_assignments: WriteAssignments) -> None:
+def run_stage(stage: Stage, state: RunState, write_clustering: WriteClustering) -> None:
     """What is left of one stage: its epochs, then its read-out, each ending in a checkpoint."""
     trainer = stage.trainer
     if state.progress.epoch < trainer.num_epochs:
@@ -77,14 +86,14 @@ def run_stage(stage: Stage, state: RunState, write_assignments: WriteAssignments
         with trainer.journal.phase("readout"):
             final = stage.recipe.read_out(
                 state.readout,
-                trainer.method.backbone,
+                trainer.method,
                 trainer.source,
                 trainer.images,
                 trainer.collectives,
                 trainer.seed,
                 trainer.boundary.between_steps,
             )
-        write_assignments(stage.name, "final", final)
+        write_clustering(stage.name, "final", final)
         trainer.journal.event("stage_done", num_clusters=state.readout.num_clusters)
         state.progress.stage_done = True
         trainer.save("final")

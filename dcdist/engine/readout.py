@@ -11,32 +11,49 @@ from typing import Any
 
 import torch
 
-from dcdist.clustering.kmeans import KMeans
 from dcdist.clustering.merge import merge_clusters
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.search import nearest_centroids
-from dcdist.clustering.types import UNASSIGNED, Clustering, FeatureShard, HeadClustering
+from dcdist.clustering.types import UNASSIGNED, Clusterer, Clustering, FeatureShard, HeadClustering
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.seeding import torch_generator
-from dcdist.features import ImagePass, extract_features, reduce_features, transform_features
+from dcdist.features import ImagePass, RawFeatures, extract_features, reduce_features, transform_features
+from dcdist.methods.base import Method
 from dcdist.models.backbone import Backbone
+from dcdist.models.heads import Classifier
 
 
 class Readout:
-    """What turns an image's raw features into its final cluster: transform, centroids, merging."""
+    """What turns an image's raw features into its final cluster: a classifier, or transform, centroids and merging."""
 
     def __init__(self) -> None:
         self.pca: PCA | None = None
         self.centroids = torch.empty(0, 0)  # [K, d]
         self.merged_to = torch.empty(0, dtype=torch.int32)  # [K], the final cluster of each centroid
+        self.classifier: Classifier | None = None
 
     @property
     def num_clusters(self) -> int:
+        if self.classifier is not None:
+            return len(self.classifier.weight)
         return int(self.merged_to.max()) + 1 if len(self.merged_to) else 0
 
+    def rows(self, raw: RawFeatures) -> FeatureShard:
+        """This rank's raw rows as `assign` wants them."""
+        if self.classifier is None:
+            return transform_features(raw, self.pca)
+        blocks = [self.classifier.logits(block).cpu() for block in raw.blocks()]
+        return FeatureShard(raw.ids(), torch.cat([torch.empty(0, self.num_clusters), *blocks]))
+
     def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reduced rows [n, d] -> clusters [n] int32, squared distances to the nearest centroid [n]."""
+        """Rows -> clusters [n] int32 and distances [n].
+
+        The distance is the squared one to the nearest centroid; under a classifier it is 1 - the cluster's probability.
+        """
+        if self.classifier is not None:
+            probabilities, clusters = rows.softmax(1).max(1)
+            return clusters.int(), 1.0 - probabilities
         nearest, distances = nearest_centroids(rows, self.centroids)
         return self.merged_to[nearest.long()], distances
 
@@ -45,22 +62,24 @@ class Readout:
             "pca": self.pca.state_dict() if self.pca else None,
             "centroids": self.centroids,
             "merged_to": self.merged_to,
+            "classifier": dict(vars(self.classifier)) if self.classifier else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.pca = PCA.from_state_dict(state["pca"]) if state["pca"] else None
         self.centroids, self.merged_to = state["centroids"], state["merged_to"]
+        self.classifier = Classifier(**state["classifier"]) if state["classifier"] else None
 
 
 @dataclass(frozen=True)
 class ReadoutRecipe:
-    """How the final clustering is made.
+    """How the final clustering is made, where the method has no classifier for that.
 
-    `merge_to` merges k-means' clusters by Ward's rule, which uses no labels; `num_restarts` runs of k-means, of
+    `merge_to` merges the clusters by Ward's rule, which uses no labels; `num_restarts` runs of the clusterer, of
     which the one of the lowest objective is kept.
     """
 
-    kmeans: KMeans
+    clusterer: Clusterer
     merge_to: int | None
     pca_dimensions: int | None
     whiten: bool
@@ -70,7 +89,7 @@ class ReadoutRecipe:
     def read_out(
         self,
         readout: Readout,
-        backbone: Backbone,
+        method: Method,
         source: ImageSource,
         images: ImagePass,
         collectives: Collectives,
@@ -78,12 +97,15 @@ class ReadoutRecipe:
         at_boundary: Callable[[], None],
     ) -> Clustering:
         """Fits `readout` in place on the images of `source`; returns their final clustering. Collective."""
-        raw = extract_features(backbone, source, images, collectives, at_boundary)
+        raw = extract_features(method.backbone, source, images, collectives, at_boundary)
+        readout.classifier = method.classifier()
+        if readout.classifier is not None:
+            return _classified(readout, raw, len(source), collectives)
         shard, pca = reduce_features(
             raw, collectives, pca_dimensions=self.pca_dimensions, whiten=self.whiten, epsilon=self.epsilon
         )
         runs = [
-            self.kmeans.fit(shard, len(source), collectives, torch_generator(seed, "readout", number), at_boundary)
+            self.clusterer.fit(shard, len(source), collectives, torch_generator(seed, "readout", number), at_boundary)
             for number in range(self.num_restarts)
         ]
         best = min(runs, key=lambda run: run.objective)
@@ -99,24 +121,34 @@ class ReadoutRecipe:
         return Clustering((head,))
 
 
+def _classified(readout: Readout, raw: RawFeatures, num_samples: int, collectives: Collectives) -> Clustering:
+    """The classifier's clusters; the rows that they are compared in are their own probabilities."""
+    classifier = readout.classifier
+    assert classifier is not None
+    assignments, distances = assign_everywhere(readout, readout.rows(raw), num_samples, collectives)
+    total = float(distances.nansum()) / max(1, int((assignments >= 0).sum()))
+    head = HeadClustering(assignments, distances, classifier.weight, total, 0, 0, "classifier")
+    return Clustering((head,))
+
+
 def assign_images(
     readout: Readout, backbone: Backbone, source: ImageSource, images: ImagePass, collectives: Collectives
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final clusters [N] int32 and squared distances [N] of the images of any source, on every rank. Collective."""
+    """Final clusters [N] int32 and distances [N] of the images of any source, on every rank. Collective."""
     raw = extract_features(backbone, source, images, collectives)
-    return assign_everywhere(readout, transform_features(raw, readout.pca), len(source), collectives)
+    return assign_everywhere(readout, readout.rows(raw), len(source), collectives)
 
 
 def assign_everywhere(
     readout: Readout, shard: FeatureShard, num_samples: int, collectives: Collectives
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows' clusters and distances, gathered from all ranks; UNASSIGNED and nan where there is no row."""
-    clusters, squared = readout.assign(shard.features)
+    clusters, row_distances = readout.assign(shard.features)
     assignments = torch.full((num_samples,), UNASSIGNED, dtype=torch.int32)
     distances = torch.full((num_samples,), float("nan"))
     sample_ids = collectives.all_gather_rows(shard.sample_ids)
     assignments[sample_ids] = collectives.all_gather_rows(clusters)
-    distances[sample_ids] = collectives.all_gather_rows(squared)
+    distances[sample_ids] = collectives.all_gather_rows(row_distances)
     return assignments, distances
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run's state beside the network and the optimizer: where it is, and the clusters it trains on."""
+"""The parts of a run's state beside the optimizer: where it is, what it trains on, and the network."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.types import Clustering, HeadClustering
+from dcdist.methods.base import Method
 
 
 @dataclass
@@ -66,12 +68,55 @@ class AdoptedClustering:
         heads = self.clustering.heads if self.clustering else ()
         return {
             "heads": [dict(vars(head)) for head in heads],
+            "neighbors": self.clustering.neighbors if self.clustering else None,
             "pca": self.pca.state_dict() if self.pca else None,
             "heldout_targets": self.heldout_targets,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         heads = tuple(HeadClustering(**head) for head in state["heads"])
-        self.clustering = Clustering(heads) if heads else None
+        neighbors = state["neighbors"]
+        self.clustering = Clustering(heads, neighbors) if heads or neighbors is not None else None
         self.pca = PCA.from_state_dict(state["pca"]) if state["pca"] else None
         self.heldout_targets = state["heldout_targets"]
+
+
+class Decodability:
+    """Which images do not decode, once a pass over all of them has told."""
+
+    def __init__(self) -> None:
+        self.undecodable: list[int] | None = None  # sample ids, ascending; None until they are known
+
+    def usable(self, num_samples: int) -> np.ndarray:
+        """Sample ids [U] int64, ascending, of those that decode."""
+        assert self.undecodable is not None
+        return np.setdiff1d(np.arange(num_samples), np.array(self.undecodable, np.int64))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"undecodable": self.undecodable}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.undecodable = state["undecodable"]
+
+
+class MethodState:
+    """A method's parameters and buffers. What several modules share (a joint method's backbone) is stored once."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._method.state_dict()
+        return {name: state[name] for name, first in self._first_names(state).items() if name == first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        firsts = self._first_names(self._method.state_dict())
+        self._method.load_state_dict({name: state[first] for name, first in firsts.items() if first in state})
+
+    def _first_names(self, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        """Name -> the first name of the same tensor."""
+        first_of: dict[tuple[int, tuple[int, ...]], str] = {}
+        return {
+            name: first_of.setdefault((value.data_ptr(), tuple(value.shape)), name) if value.numel() else name
+            for name, value in state.items()
+        }

@@ -6,11 +6,12 @@ Shapes: N samples of the dataset.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dcdist.clustering.pca import PCA
-from dcdist.clustering.types import Clusterer, Clustering, FeatureShard
+from dcdist.clustering.steps import ClusteringStep
+from dcdist.clustering.types import Clustering, FeatureShard
 from dcdist.commits import Kind
 from dcdist.data.loader import Request
 from dcdist.data.source import ImageSource
@@ -19,11 +20,11 @@ from dcdist.distributed.seeding import derive_seed, torch_generator
 from dcdist.engine.boundary import Boundary
 from dcdist.engine.heldout import HeldOut
 from dcdist.engine.journal import Journal
-from dcdist.engine.state import AdoptedClustering, Progress
+from dcdist.engine.state import AdoptedClustering, Decodability, Progress
 from dcdist.engine.training_step import TrainingStep
 from dcdist.errors import RunError
 from dcdist.faults import fault_point
-from dcdist.features import ImagePass, RawFeatures, extract_features, gather_failures, reduce_features
+from dcdist.features import ImagePass, RawFeatures, extract_features, find_undecodable, gather_failures, reduce_features
 from dcdist.methods.base import EpochPlan, Method, Microbatch
 
 
@@ -41,12 +42,13 @@ class Trainer:
     """Trains one stage from where `progress` says it is.
 
     `seed` is the stage's own; every random choice derives from it and from the epoch. `save` takes a checkpoint's
-    kind, `write_assignments` a clustering and the epoch.
+    kind, `write_clustering` a clustering and the epoch. `clustering_step` is None for methods without clusters;
+    `cluster_every_num_epochs` None clusters once, when the stage begins.
     """
 
     method: Method
     training_step: TrainingStep
-    clusterer: Clusterer
+    clustering_step: ClusteringStep | None
     reduction: FeatureReduction
     source: ImageSource
     heldout: HeldOut | None
@@ -56,12 +58,13 @@ class Trainer:
     journal: Journal
     progress: Progress
     adopted: AdoptedClustering
+    decodability: Decodability
     save: Callable[[Kind], None]
-    write_assignments: Callable[[Clustering, int], None]
+    write_clustering: Callable[[Clustering, int], None]
     seed: int
     num_epochs: int
     steps_per_epoch: int  # expected: an epoch's plan decides
-    cluster_every_num_epochs: int
+    cluster_every_num_epochs: int | None
     batch_size: int
     microbatch_size: int
     undecodable_is_fatal: bool
@@ -75,26 +78,26 @@ class Trainer:
             until_step=self.progress.step + max(0, steps_left),
             samples_per_step=self.batch_size,
         )
+        if self.decodability.undecodable is None and self.clustering_step is None:
+            with self.journal.phase("scan"):
+                self.find_undecodable()
         while self.progress.epoch < self.num_epochs:
             self.run_epoch(self.progress.epoch)
 
     def run_epoch(self, epoch: int) -> None:
         """One epoch, or what is left of it."""
         if self.clustering_is_due(epoch):
-            with self.journal.phase("features"):
-                raw = self.extract_features()
-            with self.journal.phase("reduce"):
-                shard, pca = reduce_features(raw, self.collectives, **vars(self.reduction))
+            shards, pca = self.rows_to_cluster()
             with self.journal.phase("cluster"):
-                clustering = self.cluster(shard, epoch)
+                clustering = self.cluster(shards, epoch)
             self.adopt(clustering, pca, epoch)
         self.assign_heldout()
-        plan = self.method.plan_epoch(epoch, self.adopted.clustering)
+        plan = self.method.plan_epoch(epoch, self.decodability.usable(len(self.source)), self.adopted.clustering)
         with self.journal.phase("train"):
             for microbatches, seeds in self.load_steps(plan, epoch):
-                losses, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage)
+                sums, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage)
                 self.progress.advance_step()
-                self.journal.step(losses, learning_rate)
+                self.journal.step(sums, learning_rate)
                 fault_point("train:step")
                 self.after_step()
         self.record(epoch)
@@ -107,15 +110,42 @@ class Trainer:
 
     def clustering_is_due(self, epoch: int) -> bool:
         """Whether the epoch starts with a clustering that no checkpoint holds yet."""
-        due = epoch % self.cluster_every_num_epochs == 0 or self.adopted.clustering is None
-        return self.method.needs_clustering and due and self.progress.clustered_epoch != epoch
+        if self.clustering_step is None or self.progress.clustered_epoch == epoch:
+            return False
+        every = self.cluster_every_num_epochs
+        return self.adopted.clustering is None or (every is not None and epoch % every == 0)
+
+    def rows_to_cluster(self) -> tuple[Sequence[FeatureShard], PCA | None]:
+        """This rank's rows: from the method's bank, or by a pass over the images, with the transform that made them."""
+        bank = self.method.bank
+        if bank is not None and self.adopted.clustering is not None:
+            return bank.shards(), None
+        with self.journal.phase("features"):
+            raw = self.extract_features()
+        if bank is not None:
+            for block, sample_ids in zip(raw.blocks(), raw.id_blocks(), strict=True):
+                bank.write(sample_ids, block.unsqueeze(1).expand(-1, bank.num_views, -1))
+            return bank.shards(), None
+        with self.journal.phase("reduce"):
+            shard, pca = reduce_features(raw, self.collectives, **vars(self.reduction))
+        return (shard,), pca
 
     def extract_features(self) -> RawFeatures:
-        """This rank's raw features; undecodable images are named, or fatal."""
+        """This rank's raw features, of the images that decode."""
         raw = extract_features(
-            self.method.backbone, self.source, self.images, self.collectives, self.boundary.between_steps
+            self.method.embedder(), self.source, self.images, self.collectives, self.boundary.between_steps
         )
-        failures = gather_failures(raw, self.collectives)
+        self.name_undecodable(gather_failures(raw.failures, self.collectives))
+        return raw
+
+    def find_undecodable(self) -> None:
+        """For methods that train on every image without having looked at all of them before."""
+        failures = find_undecodable(self.source, self.images, self.collectives, self.boundary.between_steps)
+        self.name_undecodable(gather_failures(failures, self.collectives))
+
+    def name_undecodable(self, failures: Mapping[int, str]) -> None:
+        """Undecodable images are named, or fatal; training leaves them out."""
+        self.decodability.undecodable = sorted(failures)
         if failures:
             named = [f"{self.source.keys[sample_id]} ({reason})" for sample_id, reason in sorted(failures.items())]
             some = "; ".join(named[:10]) + (f"; and {len(named) - 10} more" if len(named) > 10 else "")
@@ -123,13 +153,16 @@ class Trainer:
             if self.undecodable_is_fatal:
                 raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
             self.journal.event("undecodable", count=len(named), message=message)
-        return raw
+            if len(failures) == len(self.source):
+                raise RunError(f"no image decodes: {some}")
 
-    def cluster(self, shard: FeatureShard, epoch: int) -> Clustering:
-        """The partition of the rows of all ranks; an interrupted one is repeated identically."""
+    def cluster(self, shards: Sequence[FeatureShard], epoch: int) -> Clustering:
+        """What the rows of all ranks make; an interrupted clustering is repeated identically."""
+        assert self.clustering_step is not None
         generator = torch_generator(self.seed, "cluster", epoch)
-        head = self.clusterer.fit(shard, len(self.source), self.collectives, generator, self.boundary.between_steps)
-        return Clustering((head,))
+        return self.clustering_step.fit(
+            shards, len(self.source), self.collectives, generator, self.boundary.between_steps
+        )
 
     def adopt(self, clustering: Clustering, pca: PCA | None, epoch: int) -> None:
         """Makes the clusters the targets, then saves: a preemption never changes or repeats a finished clustering."""
@@ -144,7 +177,7 @@ class Trainer:
     def assign_heldout(self) -> None:
         """Targets of the held-out images, once a clustering: after its checkpoint, so that it waits for nothing."""
         clustering = self.adopted.clustering
-        if self.heldout and clustering and self.adopted.heldout_targets is None:
+        if self.heldout and clustering and clustering.heads and self.adopted.heldout_targets is None:
             self.adopted.heldout_targets = self.heldout.assign(
                 self.method, self.adopted.pca, clustering, self.boundary.between_steps
             )
@@ -174,7 +207,7 @@ class Trainer:
             self.journal.waited_for_data(time.perf_counter() - started)
             microbatches: list[Microbatch] = [
                 {
-                    name: self.images.preparation.train(batch.to(self.images.numerics.device))
+                    name: self.images.preparation(batch.to(self.images.numerics.device), plan.streams[name].views)
                     for name, batch in streams.items()
                 }
                 for streams in loaded
@@ -192,4 +225,4 @@ class Trainer:
             heldout_loss = self.heldout.loss(self.method, self.adopted.heldout_targets, self.after_step)
         self.journal.epoch(heldout_loss)
         if self.adopted.clustering and self.progress.clustered_epoch == epoch:
-            self.write_assignments(self.adopted.clustering, epoch)
+            self.write_clustering(self.adopted.clustering, epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.step_outputs import detached, gather_outputs
 from dcdist.engine.optim import Optimizer
 from dcdist.methods.base import Method, Microbatch
 from dcdist.models.numerics import Numerics
@@ -85,6 +87,20 @@ class RunningStatistics:
             total.zero_()
 
 
+@dataclass
+class StepSums:
+    """Sums over this rank's microbatches of a step, on the device."""
+
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    figures: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, losses: dict[str, torch.Tensor], figures: dict[str, torch.Tensor], num_microbatches: int) -> None:
+        """Adds means over so many microbatches."""
+        for sums, values in ((self.losses, losses), (self.figures, figures)):
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * num_microbatches
+
+
 class TrainingStep:
     """Forward, backward and update of one step, over this rank's share of its microbatches.
 
@@ -125,34 +141,50 @@ class TrainingStep:
 
     def __call__(
         self, microbatches: Sequence[Microbatch], seeds: Sequence[int], step_in_stage: int
-    ) -> tuple[dict[str, torch.Tensor], float]:
-        """Trains on this rank's microbatches of one step.
-
-        Returns the sums of each named loss over them, on the device, and the learning rate.
-        """
+    ) -> tuple[StepSums, float]:
+        """Trains on this rank's microbatches of one step; returns its sums over them and the learning rate."""
         self.method.train()
-        sums: dict[str, torch.Tensor] = {}
-        groups = (
-            [range(len(microbatches))]
-            if self.method.couples_samples
-            else [range(i, i + 1) for i in range(len(microbatches))]
-        )
-        for group in groups:
-            is_last = group.stop == len(microbatches)
-            with self._without_reduction(not is_last):
-                with self._numerics.autocast():
-                    outputs = self._forward([microbatches[i] for i in group], [seeds[i] for i in group])
-                losses = self.method.losses(outputs if self.method.couples_samples else outputs[0])
-                # DDP divides by the number of ranks: scaled so that the sum over all ranks is the step's mean.
-                share = self._collectives.world_size * len(group) / self._num_microbatches
-                (torch.stack(list(losses.values())).sum() * share).backward()  # type: ignore[no-untyped-call]
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss.detach() * len(group)
-        learning_rate = self.optimizer.step(step_in_stage)
+        sums = StepSums()
+        kept = (self._coupled if self.method.couples_samples else self._one_by_one)(microbatches, seeds, sums)
+        learning_rate = self.optimizer.step(step_in_stage, skip=not sums.losses)
         self._statistics.finish_step(self._num_microbatches, self._collectives)
+        with torch.no_grad():
+            self.method.after_step(kept)
         return sums, learning_rate
+
+    def _coupled(self, microbatches: Sequence[Microbatch], seeds: Sequence[int], sums: StepSums) -> Any:
+        """One loss of the whole step, the same on every rank; returns what the method keeps."""
+        with self._numerics.autocast():
+            own = self._forward(microbatches, seeds)
+        outputs = gather_outputs(own, self._collectives)
+        losses = self.method.losses(outputs)
+        if losses:
+            _total(losses).backward()  # type: ignore[no-untyped-call]
+        outputs = detached(outputs)
+        sums.add(losses, self.method.figures(outputs), len(microbatches))
+        return self.method.keep(outputs)
+
+    def _one_by_one(self, microbatches: Sequence[Microbatch], seeds: Sequence[int], sums: StepSums) -> Any:
+        """A loss of each microbatch, whose gradients add up; returns what the method keeps, gathered from all ranks."""
+        kept = []
+        for number, (microbatch, seed) in enumerate(zip(microbatches, seeds, strict=True)):
+            with self._without_reduction(number + 1 < len(microbatches)):
+                with self._numerics.autocast():
+                    (outputs,) = self._forward([microbatch], [seed])
+                losses = self.method.losses(outputs)
+                # DDP divides by the number of ranks: scaled so that the sum over all ranks is the step's mean.
+                share = self._collectives.world_size / self._num_microbatches
+                (_total(losses) * share).backward()  # type: ignore[no-untyped-call]
+            outputs = detached(outputs)
+            sums.add(losses, self.method.figures(outputs), 1)
+            kept.append(self.method.keep(outputs))
+        return None if kept[0] is None else gather_outputs(kept, self._collectives)
 
     def _without_reduction(self, skip: bool) -> Any:
         if skip and isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return contextlib.nullcontext()
+
+
+def _total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()

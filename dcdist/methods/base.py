@@ -1,10 +1,11 @@
 """What the training loop asks of a method; the loop never asks which method it runs.
 
-Shapes: P planned samples of an epoch, B samples of a microbatch.
+Shapes: U usable samples (those that decode), P planned samples of an epoch, B samples of a microbatch or of a step.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from dcdist.clustering.bank import FeatureBank
 from dcdist.clustering.types import Clustering
 from dcdist.data.loader import Batch
 from dcdist.data.transforms import View
+from dcdist.distributed.seeding import numpy_generator
 from dcdist.models.backbone import Backbone
+from dcdist.models.heads import Classifier, Embedder
 
+USAGE = "usage_entropy_ratio"  # a figure that is watched for collapse
 Microbatch = Mapping[str, Batch]  # a batch of each stream
 
 
@@ -27,7 +32,7 @@ class Stream:
     """Samples in the order in which they are trained on."""
 
     sample_ids: np.ndarray  # [P] int64
-    targets: np.ndarray | None  # [P] int64
+    targets: np.ndarray | None  # [P] or [P, heads] int64
     views: tuple[View, ...]
 
 
@@ -39,18 +44,33 @@ class EpochPlan:
     num_steps: int
 
 
+@dataclass(frozen=True)
+class EpochLength:
+    """How many samples an epoch has, always whole steps."""
+
+    batch_size: int  # samples a step
+    steps_per_epoch: int | None  # None: as many as pass over the usable samples once
+
+    def num_steps(self, num_usable: int) -> int:
+        """Steps of an epoch over U samples."""
+        return self.steps_per_epoch or -(-num_usable // self.batch_size)
+
+
 class Method(nn.Module, ABC):
     """A way to learn features without labels. Subclasses are final: none is derived from another.
 
+    Outputs are a NamedTuple, a mapping or a tuple of tensors whose first axis is the sample.
+
     Attributes:
-        couples_samples: whether the losses couple the samples of a step; if so `losses` gets the outputs of the
-            whole step instead of one microbatch's.
-        needs_clustering: whether an epoch starts with features and clusters.
+        couples_samples: whether the losses couple the samples of a step. If so `losses` gets the outputs of the whole
+            step, of all processes, in the order of the plan, as if one process had computed them.
+        backbone: what learns.
+        bank: rows that training itself gathers to be clustered; None where a pass over the images gives them.
     """
 
     couples_samples = False
-    needs_clustering = True
     backbone: Backbone
+    bank: FeatureBank | None = None
 
     @abstractmethod
     def forward(self, microbatch: Microbatch) -> Any:
@@ -58,16 +78,64 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, outputs: Any) -> dict[str, torch.Tensor]:
-        """The named losses of the outputs, means over their samples; training minimises their sum."""
+        """The named losses of the outputs, means over their samples; training minimises their sum.
+
+        Of a method that couples samples none at all where a step has nothing to learn from: it is then skipped.
+        """
 
     @abstractmethod
-    def adopt(self, clustering: Clustering, generator: torch.Generator) -> list[nn.Parameter]:
-        """Makes the clusters the targets; returns the parameters whose optimizer state no longer means anything."""
-
-    @abstractmethod
-    def plan_epoch(self, epoch: int, clustering: Clustering | None) -> EpochPlan:
-        """What the epoch trains on: a pure function of its arguments."""
+    def plan_epoch(self, epoch: int, usable: np.ndarray, clustering: Clustering | None) -> EpochPlan:
+        """What the epoch trains on: a pure function of its arguments. `usable` [U] int64: the samples that decode."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: "params", and "learning_rate_scale" or "momentum" where they differ."""
+        """Groups for the optimizer: "params", and where they differ "learning_rate_scale", "momentum", "frozen_steps".
+
+        For the first `frozen_steps` steps of the stage a group does not learn.
+        """
+
+    def begin(self, previous: Method | None) -> None:
+        """Called once where a stage begins, not where it is resumed; `previous` is the finished stage's method."""
+
+    def adopt(self, clustering: Clustering, generator: torch.Generator) -> list[nn.Parameter]:
+        """Makes the clusters the targets; returns the parameters whose optimizer state no longer means anything."""
+        raise NotImplementedError(f"{type(self).__name__} takes no clusters")
+
+    def keep(self, outputs: Any) -> Any:  # noqa: ARG002
+        """What `after_step` gets of the outputs that `losses` got, without gradients; of the whole step in any case."""
+        return None
+
+    def after_step(self, kept: Any) -> None:
+        """What follows an update: queues, banks, averages of weights. `kept` is the same on every process."""
+
+    def embedder(self) -> Embedder:
+        """The module whose outputs fill the bank and are compared with centroids; shares the method's parameters."""
+        return self.backbone
+
+    def cluster_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, S, S] -> what the first head says of each cluster [B, K], where clusters are the targets."""
+        raise NotImplementedError(f"{type(self).__name__} predicts no clusters")
+
+    def classifier(self) -> Classifier | None:
+        """The head whose largest logit is an image's final cluster; None where features are clustered for that."""
+        return None
+
+    def figures(self, outputs: Any) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """What is recorded beside the losses, of the same outputs: shares and counts, means over their samples."""
+        return {}
+
+    def chance_losses(self) -> dict[str, float]:
+        """What each named loss is where the network says nothing (log K): a loss that stays there has collapsed."""
+        return {}
+
+
+def shuffled(usable: np.ndarray, num_draws: int, *coordinates: int | str) -> np.ndarray:
+    """Sample ids [num_draws] int64 in random order: passes over the usable samples, the last one cut short."""
+    generator = numpy_generator(*coordinates)
+    passes = [generator.permutation(usable) for _ in range(-(-num_draws // len(usable)))]
+    return np.concatenate(passes)[:num_draws]
+
+
+def usage_entropy_ratio(mean_assignment: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The figure that says how evenly K clusters are used: the entropy of the mean assignment [K] over log K."""
+    return {USAGE: torch.special.entr(mean_assignment).sum() / math.log(max(2, len(mean_assignment)))}

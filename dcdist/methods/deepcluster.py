@@ -1,7 +1,11 @@
-"""DeepCluster (Caron, Bojanowski, Joulin, Douze, ECCV 2018): cluster the features, predict the clusters, repeat."""
+"""DeepCluster (Caron, Bojanowski, Joulin, Douze, ECCV 2018): cluster the features, predict the clusters, repeat.
+
+Shapes: N samples, B samples of a microbatch, P planned samples, H heads, K clusters.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +17,7 @@ from dcdist.clustering.types import Clustering
 from dcdist.data.pseudo_labels import draw_reference, draw_uniform
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import numpy_generator
-from dcdist.methods.base import EpochPlan, Method, Microbatch, Stream
+from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import ClusterHead
 
@@ -23,21 +27,23 @@ SAMPLERS = {"uniform": draw_uniform, "reference": draw_reference}
 class Outputs(NamedTuple):
     """Of one microbatch of B samples."""
 
-    logits: torch.Tensor  # [B, K]
-    targets: torch.Tensor  # [B] int64
+    logits: tuple[torch.Tensor, ...]  # of each head [B, K]
+    targets: torch.Tensor  # [B, H] int64
 
 
 class DeepCluster(Method):
-    """Trains the network to predict each image's cluster; the head starts anew at each reassignment.
+    """Trains the network to predict each image's cluster; the heads start anew at each reassignment.
+
+    With several numbers of clusters there are several heads, each with a clustering of its own of the same features.
 
     Args:
         backbone: what learns.
-        num_clusters: K, the head's capacity.
-        view: how a training image is cropped.
+        num_clusters: K of each head, its capacity.
+        view: how a training image is seen.
         seed: where the order of an epoch derives from (already specific to the stage).
-        batch_size: samples a step.
-        steps_per_epoch: None for as many as pass over the assigned samples once.
-        sampler: "uniform" draws clusters evenly; "reference" as the published code does.
+        length: how long an epoch is.
+        sampler: "uniform" draws clusters evenly (those of each head for its share of the draws); "reference" as the
+            published code does.
         head_learning_rate_scale: the head's learning rate over the backbone's.
         head_momentum: of SGD; 0 in the published code, which gives the head an optimizer of its own.
     """
@@ -45,22 +51,21 @@ class DeepCluster(Method):
     def __init__(
         self,
         backbone: Backbone,
-        num_clusters: int,
+        num_clusters: tuple[int, ...],
         view: View,
         seed: int,
-        batch_size: int,
-        steps_per_epoch: int | None,
+        length: EpochLength,
         sampler: str,
         head_learning_rate_scale: float,
         head_momentum: float,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = ClusterHead(backbone.num_features, num_clusters, relu_first=backbone.features_before_relu)
+        relu_first = backbone.features_before_relu
+        self.heads = nn.ModuleList(ClusterHead(backbone.num_features, k, relu_first) for k in num_clusters)
         self.view = view
         self.seed = seed
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
+        self.length = length
         self.draw = SAMPLERS[sampler]
         self.head_learning_rate_scale = head_learning_rate_scale
         self.head_momentum = head_momentum
@@ -69,26 +74,45 @@ class DeepCluster(Method):
         (batch,) = microbatch.values()
         (images,) = batch.views
         assert batch.targets is not None
-        return Outputs(self.head(self.backbone(images)), batch.targets)
+        features = self.backbone(images)
+        return Outputs(tuple(head(features) for head in self.heads), batch.targets)
 
     def losses(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        return {"clusters": functional.cross_entropy(outputs.logits.float(), outputs.targets)}
+        each = [
+            functional.cross_entropy(logits.float(), targets)
+            for logits, targets in zip(outputs.logits, outputs.targets.unbind(1), strict=True)
+        ]
+        return {"clusters": torch.stack(each).mean()}
 
     def adopt(self, clustering: Clustering, generator: torch.Generator) -> list[nn.Parameter]:
-        (partition,) = clustering.heads
-        self.head.reset(partition.num_clusters, generator)
-        return list(self.head.parameters())
+        for head, partition in zip(self.heads, clustering.heads, strict=True):
+            assert isinstance(head, ClusterHead)
+            head.reset(partition.num_clusters, generator)
+        return list(self.heads.parameters())
 
-    def plan_epoch(self, epoch: int, clustering: Clustering | None) -> EpochPlan:
+    def plan_epoch(self, epoch: int, usable: np.ndarray, clustering: Clustering | None) -> EpochPlan:
         assert clustering is not None
-        assignments = clustering.heads[0].assignments.numpy()
-        num_assigned = int(np.count_nonzero(assignments >= 0))
-        num_steps = self.steps_per_epoch or -(-num_assigned // self.batch_size)
+        assignments = np.stack([head.assignments.numpy() for head in clustering.heads], axis=1).astype(
+            np.int64
+        )  # [N, H]
+        num_heads = assignments.shape[1]
+        num_steps = self.length.num_steps(len(usable))
+        num_draws = num_steps * self.length.batch_size
         generator = numpy_generator(self.seed, "order", epoch)
-        sample_ids = self.draw(assignments, num_steps * self.batch_size, generator)
-        stream = Stream(sample_ids, assignments[sample_ids].astype(np.int64), (self.view,))
-        return EpochPlan({"clusters": stream}, num_steps)
+        sample_ids = np.empty(num_draws, np.int64)
+        for head in range(num_heads):  # every H-th draw is one of this head's
+            share = len(range(head, num_draws, num_heads))
+            sample_ids[head::num_heads] = self.draw(assignments[:, head], share, generator)
+        return EpochPlan({"clusters": Stream(sample_ids, assignments[sample_ids], (self.view,))}, num_steps)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        head = {"learning_rate_scale": self.head_learning_rate_scale, "momentum": self.head_momentum}
-        return [{"params": list(self.backbone.parameters())}, {"params": list(self.head.parameters()), **head}]
+        heads = {"learning_rate_scale": self.head_learning_rate_scale, "momentum": self.head_momentum}
+        return [{"params": list(self.backbone.parameters())}, {"params": list(self.heads.parameters()), **heads}]
+
+    def cluster_logits(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.heads[0](self.backbone(images))
+        return logits
+
+    def chance_losses(self) -> dict[str, float]:
+        heads = [head for head in self.heads if isinstance(head, ClusterHead)]
+        return {"clusters": sum(math.log(head.num_active) for head in heads) / len(heads)}

@@ -1,22 +1,25 @@
-"""AlexNet with batch normalisation, as DeepCluster trains it (Caron et al., ECCV 2018)."""
+"""AlexNet with batch normalisation, as DeepCluster trains it (Caron et al., ECCV 2018).
+
+Stages of the body: conv1 to conv5, whose maps are those after the ReLU, and pool1, pool2, pool5.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
-from dcdist.models.backbone import Backbone, initialise_published
+from dcdist.models.backbone import Backbone, convolution, initialise_published, require_size
 
-# (output channels, kernel, stride, padding); "M" is a max pooling of 3 with stride 2
-LAYERS: tuple[tuple[int, int, int, int] | str, ...] = (
-    (96, 11, 4, 2),
-    "M",
-    (256, 5, 1, 2),
-    "M",
-    (384, 3, 1, 1),
-    (384, 3, 1, 1),
-    (256, 3, 1, 1),
-    "M",
-)
+# stage: (output channels, kernel, stride, padding); None is a max pooling of 3 with stride 2
+STAGES: dict[str, tuple[int, int, int, int] | None] = {
+    "conv1": (96, 11, 4, 2),
+    "pool1": None,
+    "conv2": (256, 5, 1, 2),
+    "pool2": None,
+    "conv3": (384, 3, 1, 1),
+    "conv4": (384, 3, 1, 1),
+    "conv5": (256, 3, 1, 1),
+    "pool5": None,
+}
 
 
 def alexnet(stem: nn.Module, in_channels: int, image_size: int) -> Backbone:
@@ -25,30 +28,23 @@ def alexnet(stem: nn.Module, in_channels: int, image_size: int) -> Backbone:
     Raises:
         ValueError: the image is too small for the three poolings.
     """
-    layers: list[nn.Module] = []
-    side = image_size
-    for layer in LAYERS:
-        if isinstance(layer, str):
-            layers.append(nn.MaxPool2d(3, 2))
+    require_size(image_size, 63, "alexnet")
+    body, top = nn.Sequential(), nn.Sequential()
+    channels, side = in_channels, image_size
+    for name, stage in STAGES.items():
+        if stage is None:
+            body.add_module(name, nn.MaxPool2d(3, 2))
             side = (side - 3) // 2 + 1
         else:
-            channels, kernel, stride, padding = layer
-            layers += [
-                nn.Conv2d(in_channels, channels, kernel, stride, padding),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(inplace=True),
-            ]
-            in_channels, side = channels, (side + 2 * padding - kernel) // stride + 1
-    if side < 1:
-        raise ValueError(f"views.image_size={image_size} is too small for alexnet; the least is 63, published is 224")
-    trunk = nn.Sequential(
-        nn.Sequential(*layers),
-        nn.Flatten(),
-        nn.Dropout(0.5),
-        nn.Linear(in_channels * side * side, 4096),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Linear(4096, 4096),
-    )
-    initialise_published(trunk)
-    return Backbone(stem, trunk, num_features=4096, features_before_relu=True)
+            out_channels, kernel, stride, padding = stage
+            body.add_module(name, convolution(channels, out_channels, kernel, stride, padding))
+            channels, side = out_channels, (side + 2 * padding - kernel) // stride + 1
+    top.add_module("flatten", nn.Flatten())
+    top.add_module("dropout6", nn.Dropout(0.5))
+    top.add_module("fc6", nn.Linear(channels * side * side, 4096))
+    top.add_module("relu6", nn.ReLU(inplace=True))
+    top.add_module("dropout7", nn.Dropout(0.5))
+    top.add_module("fc7", nn.Linear(4096, 4096))
+    initialise_published(body)
+    initialise_published(top)
+    return Backbone(stem, body, top, channels, num_features=4096, features_before_relu=True)

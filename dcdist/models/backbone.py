@@ -1,34 +1,91 @@
-"""What every backbone is: images in, rows to cluster out.
+"""What every backbone is: images in, feature maps on the way, rows to cluster out.
 
-Shapes: B images, S side in pixels, D features.
+Shapes: B images, S side in pixels, C channels of a map, h x w its positions, D features.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 
 class Backbone(nn.Module):
-    """A stem (identity or Sobel) and a trunk.
+    """A stem (identity or Sobel), a body of named stages, and a top.
 
     Attributes:
+        stem: images [B, 3, S, S] -> what the first convolution sees.
+        body: named stages; their maps are addressed by `body.get_submodule(name)`. Takes images of any size, unless the
+            network's own description says otherwise.
+        top: the last map, from images of the size that the network was built for -> features [B, D].
+        num_channels: C of the last map.
         num_features: D, the width of what `forward` returns.
         features_before_relu: whether the features are those before a last ReLU, which a head then applies first
             (DeepCluster clusters fc7 before its ReLU and classifies after it).
     """
 
-    def __init__(self, stem: nn.Module, trunk: nn.Module, num_features: int, features_before_relu: bool) -> None:
+    def __init__(
+        self,
+        stem: nn.Module,
+        body: nn.Sequential,
+        top: nn.Module,
+        num_channels: int,
+        num_features: int,
+        features_before_relu: bool,
+    ) -> None:
         super().__init__()
         self.stem = stem
-        self.trunk = trunk
+        self.body = body
+        self.top = top
+        self.num_channels = num_channels
         self.num_features = num_features
         self.features_before_relu = features_before_relu
 
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images or tiles [B, 3, S, S] of any size -> the last map [B, C, h, w]."""
+        maps: torch.Tensor = self.body(self.stem(images))
+        return maps
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images [B, 3, S, S] -> features [B, D]."""
-        features: torch.Tensor = self.trunk(self.stem(images))
+        features: torch.Tensor = self.top(self.maps(images))
         return features
+
+
+def convolution(
+    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, padding: int = 1, bias: bool = True
+) -> nn.Sequential:
+    """The usual stage: convolution, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def averaged(stem: nn.Module, body: nn.Sequential, num_channels: int) -> Backbone:
+    """A backbone whose features are the last map's averages over its positions, D = C."""
+    top = nn.Sequential(OrderedDict[str, nn.Module](avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+    return Backbone(stem, body, top, num_channels, num_features=num_channels, features_before_relu=False)
+
+
+def require_size(image_size: int, smallest: int, name: str) -> None:
+    """Raises ValueError where images are too small for a network."""
+    if image_size < smallest:
+        raise ValueError(f"views.image_size={image_size} is too small for {name}; the smallest is {smallest}")
+
+
+def narrow(layer: nn.Conv2d, in_channels: int) -> None:
+    """Leaves a first convolution its weights for the first channels alone, in place.
+
+    Sobel gives 2 channels where published networks take 3; what is left is initialised as they initialise it.
+    """
+    assert in_channels <= layer.in_channels, f"{in_channels} channels for a convolution over {layer.in_channels}"
+    if in_channels < layer.in_channels:
+        layer.in_channels = in_channels
+        layer.weight = nn.Parameter(layer.weight.detach()[:, :in_channels].clone())
 
 
 def initialise_published(module: nn.Module) -> None:
@@ -46,3 +103,21 @@ def initialise_published(module: nn.Module) -> None:
             continue
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def output_shape(module: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of what a module in evaluation gives for an input, found without computing or allocating it.
+
+    Raises:
+        RuntimeError: the module cannot take such an input (most often: the image is too small).
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    was_training = module.training
+    module.eval()  # batch normalisation refuses to train on one value a channel
+    try:
+        with torch.no_grad():
+            outputs = torch.func.functional_call(module, on_meta, (torch.empty(*input_shape, device="meta"),))
+    finally:
+        module.train(was_training)
+    return tuple(outputs.shape)

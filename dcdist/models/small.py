@@ -5,19 +5,17 @@ On a few thousand images a linear layer with ReLU and no normalisation loses the
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from dcdist.models.backbone import Backbone
+from dcdist.models.backbone import Backbone, averaged, convolution, require_size
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+    return convolution(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
 
 class ResidualBlock(nn.Module):
@@ -37,40 +35,38 @@ class ResidualBlock(nn.Module):
         return functional.relu(self.second(self.first(inputs)) + self.shortcut(inputs))
 
 
-def _pooled(layers: list[nn.Module], stem: nn.Module, num_features: int) -> Backbone:
-    trunk = nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Backbone(stem, trunk, num_features=num_features, features_before_relu=False)
-
-
 def small_convnet(stem: nn.Module, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
-    """Four convolutions for glyphs of about 32 pixels; features are the average over positions, 128 at width 1."""
-    _at_least(image_size, 8, "small_convnet")
+    """Four convolutions for glyphs of about 32 pixels; features are the average over positions, 128 at width 1.
+
+    Raises:
+        ValueError: the image is too small for the three halvings.
+    """
+    require_size(image_size, 8, "small_convnet")
     w1, w2, w3 = (round(channels * width) for channels in (32, 64, 128))
-    layers = [
-        _convolution(in_channels, w1, kernel=5, stride=2),
-        _convolution(w1, w2),
-        nn.MaxPool2d(2),
-        _convolution(w2, w3),
-        nn.MaxPool2d(2),
-        _convolution(w3, w3),
-    ]
-    return _pooled(layers, stem, w3)
+    stages = OrderedDict[str, nn.Module](
+        conv1=_convolution(in_channels, w1, kernel=5, stride=2),
+        conv2=_convolution(w1, w2),
+        pool2=nn.MaxPool2d(2),
+        conv3=_convolution(w2, w3),
+        pool3=nn.MaxPool2d(2),
+        conv4=_convolution(w3, w3),
+    )
+    return averaged(stem, nn.Sequential(stages), w3)
 
 
 def small_resnet(stem: nn.Module, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
-    """Two convolutions and two residual blocks for photographs of about 32 pixels; 256 features at width 1."""
-    _at_least(image_size, 8, "small_resnet")
+    """Two convolutions and two residual blocks for photographs of about 32 pixels; 256 features at width 1.
+
+    Raises:
+        ValueError: the image is too small for the three halvings.
+    """
+    require_size(image_size, 8, "small_resnet")
     w1, w2, w3, w4 = (round(channels * width) for channels in (32, 64, 128, 256))
-    layers = [
-        _convolution(in_channels, w1),
-        nn.MaxPool2d(2),
-        _convolution(w1, w2),
-        ResidualBlock(w2, w3, stride=2),
-        ResidualBlock(w3, w4, stride=2),
-    ]
-    return _pooled(layers, stem, w4)
-
-
-def _at_least(image_size: int, smallest: int, name: str) -> None:
-    if image_size < smallest:
-        raise ValueError(f"views.image_size={image_size} is too small for {name}; the smallest is {smallest}")
+    stages = OrderedDict[str, nn.Module](
+        conv1=_convolution(in_channels, w1),
+        pool1=nn.MaxPool2d(2),
+        conv2=_convolution(w1, w2),
+        block1=ResidualBlock(w2, w3, stride=2),
+        block2=ResidualBlock(w3, w4, stride=2),
+    )
+    return averaged(stem, nn.Sequential(stages), w4)

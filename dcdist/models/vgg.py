@@ -1,13 +1,16 @@
-"""VGG-16 with batch normalisation, as DeepCluster trains it: one dropout, features are fc7 before its ReLU."""
+"""VGG-16 with batch normalisation, as DeepCluster trains it: one dropout, features are fc7 before its ReLU.
+
+Stages of the body: conv1 to conv13, whose maps are those after the ReLU, and pool2, pool4, pool7, pool10, pool13.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
-from dcdist.models.backbone import Backbone, initialise_published
+from dcdist.models.backbone import Backbone, convolution, initialise_published, require_size
 
-# output channels of the 3x3 convolutions; 0 is a max pooling of 2
-CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+# output channels of the 3x3 convolutions between the max poolings of 2
+CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 def vgg16(stem: nn.Module, in_channels: int, image_size: int) -> Backbone:
@@ -16,23 +19,21 @@ def vgg16(stem: nn.Module, in_channels: int, image_size: int) -> Backbone:
     Raises:
         ValueError: the image is too small for the five poolings.
     """
-    if image_size < 32:
-        raise ValueError(f"views.image_size={image_size} is too small for vgg16; the smallest is 32, published is 224")
-    layers: list[nn.Module] = []
-    for channels in CHANNELS:
-        if channels == 0:
-            layers.append(nn.MaxPool2d(2, 2))
-        else:
-            layers += [nn.Conv2d(in_channels, channels, 3, 1, 1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-            in_channels = channels
+    require_size(image_size, 32, "vgg16")
+    body, top = nn.Sequential(), nn.Sequential()
+    channels, number = in_channels, 0
+    for group in CHANNELS:
+        for out_channels in group:
+            number += 1
+            body.add_module(f"conv{number}", convolution(channels, out_channels))
+            channels = out_channels
+        body.add_module(f"pool{number}", nn.MaxPool2d(2, 2))
     side = image_size // 32
-    trunk = nn.Sequential(
-        nn.Sequential(*layers),
-        nn.Flatten(),
-        nn.Linear(in_channels * side * side, 4096),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Linear(4096, 4096),
-    )
-    initialise_published(trunk)
-    return Backbone(stem, trunk, num_features=4096, features_before_relu=True)
+    top.add_module("flatten", nn.Flatten())
+    top.add_module("fc6", nn.Linear(channels * side * side, 4096))
+    top.add_module("relu6", nn.ReLU(inplace=True))
+    top.add_module("dropout7", nn.Dropout(0.5))
+    top.add_module("fc7", nn.Linear(4096, 4096))
+    initialise_published(body)
+    initialise_published(top)
+    return Backbone(stem, body, top, channels, num_features=4096, features_before_relu=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcdist.clustering.kmeans import KMeans, NonFiniteFeaturesError
+from dcdist.clustering.kmeans import KMeans
+from dcdist.clustering.partition import NonFiniteFeaturesError
 from dcdist.clustering.pca import fit_pca
 from dcdist.clustering.types import FeatureShard, HeadClustering
 from dcdist.distributed.collectives import Collectives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_everything_wrong_is_said_at_once_a_line_a_key(write) -> None:
         "train.num_epochs=0: Input should be greater than or equal to 1",
         "train.microbatch_size='half': Input should be a valid integer, unable to parse string as an integer"
         " or Input should be 'auto'",
-        "train.optimizer='sdg': Input should be 'sgd' or 'adamw'",
+        "train.optimizer='sdg': Input should be 'sgd', 'larc' or 'adamw'",
     ]
 
 
@@ -221,3 +222,28 @@ def test_known_keys_are_dotted_and_complete() -> None:
     keys = known_keys()
     assert {"train", "train.batch_size", "stages", "run.dir"} <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+JOINT = BASE + "method: joint\njoint: {parts: [{name: a, method: simclr, WHAT}, {name: b, method: deepcluster}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("wieght: 2", "unknown key joint.parts.a.wieght"),
+        ("weight: 0", "joint.parts: weight=0: Input should be greater than 0"),
+        ("simclr: {temprature: 1}", "unknown key joint.parts.a.simclr.temprature; did you mean simclr.temperature?"),
+        ("train: {num_epochs: 1}", "part a of joint.parts cannot set train: it belongs to the stage"),
+    ],
+)
+def test_parts_of_a_joint_method_are_checked_like_stages(write, what: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load_config(write(JOINT.replace("WHAT", what)))
+
+
+def test_parts_of_a_joint_method_override_the_stage(write) -> None:
+    config = load_config(write(JOINT.replace("WHAT", "weight: 0.5, views: {image_size: 64}")))
+    (stage,) = config.resolved_stages()
+    (first, weight), (second, default) = stage.resolved_parts()
+    assert (first.name, first.method, first.views.image_size, weight) == ("a", "simclr", 64, 0.5)
+    assert (second.name, second.method, second.views.image_size, default) == ("b", "deepcluster", 224, 1.0)

@@ -18,7 +18,7 @@ from dcdist.commits import CheckpointName, Commit, DamagedCheckpointError, parse
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine import restore
 from dcdist.engine.checkpoint import CheckpointFailed
-from dcdist.engine.state_files import KeyedRows
+from dcdist.distributed.rows import KeyedRows
 from dcdist.errors import ExitCode, RunError, UsageError
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import Storage

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from dcdist.distributed.collectives import Collectives
+from dcdist.clustering.types import Clustering, HeadClustering
+from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.journal import Journal
 from dcdist.engine.state import Progress
+from dcdist.engine.training_step import StepSums
 from dcdist.errors import RunError
 from dcdist.metrics.recorder import Recorder
 
@@ -50,10 +53,12 @@ def kept() -> Kept:
     return Kept()
 
 
-def journal(kept: Kept, every_num_steps: int = 2) -> tuple[Journal, Progress]:
+def journal(kept: Kept, every_num_steps: int = 2, stop_at_collapse: bool = False) -> tuple[Journal, Progress]:
     progress = Progress()
     progress.begin_stage("main")
-    return Journal(Recorder([kept]), Collectives(), progress, 60, 3, every_num_steps), progress
+    watch = CollapseWatch(lambda: {"clusters": math.log(10)}, "patience")
+    log = Journal(Recorder([kept]), Collectives(), progress, 60, 3, every_num_steps, watch, stop_at_collapse)
+    return log, progress
 
 
 def one_step(log: Journal, progress: Progress, clock: Clock, waited: float, computed: float, loss: float) -> None:
@@ -61,7 +66,7 @@ def one_step(log: Journal, progress: Progress, clock: Clock, waited: float, comp
     log.waited_for_data(waited)
     clock.now += computed
     progress.advance_step()
-    log.step({"clusters": torch.tensor(loss)}, 0.5)
+    log.step(StepSums({"clusters": torch.tensor(loss)}, {"confident_ratio": torch.tensor(1.5)}), 0.5)
 
 
 def test_speed_is_of_steps_alone(kept: Kept, clock: Clock) -> None:
@@ -76,6 +81,7 @@ def test_speed_is_of_steps_alone(kept: Kept, clock: Clock) -> None:
     first, second = kept.records
     assert (first["step"], first["samples_per_second"], first["data_wait_ratio"]) == (2, 120 / 8, 1 / 8)
     assert (first["loss"], first["losses"]) == (3.0, {"clusters": 3.0}), "of 3 microbatches a step, 2 steps"
+    assert first["figures"] == {"confident_ratio": 0.5}, "means over microbatches, no part of the loss"
     assert (second["step"], second["samples_per_second"], second["data_wait_ratio"]) == (3, 30.0, 0.0)
     assert (second["loss"], second["learning_rate"]) == (1.0, 0.5)
 
@@ -108,3 +114,30 @@ def test_a_loss_that_is_not_finite_names_the_steps(loss: float, kept: Kept, cloc
     ):
         log.flush()
     assert kept.records == []
+
+
+def unequal_clustering() -> Clustering:
+    assignments = torch.tensor([0] * 97 + [1, 2, 3], dtype=torch.int32)
+    head = HeadClustering(assignments, torch.zeros(100), torch.zeros(4, 2), 0.0, 1, 0, "rank0")
+    return Clustering((head,))
+
+
+def test_a_collapse_is_recorded_and_logged_with_the_remedy(
+    kept: Kept, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, progress = journal(kept)
+    log.clustering(None, unequal_clustering(), None)
+    assert [record["kind"] for record in kept.records] == ["event", "clustering"]
+    assert kept.records[0]["event"] == "collapse"
+    assert "size entropy is 0.12 of log K" in kept.records[0]["message"]
+    assert "What usually helps: patience" in caplog.text
+    for _ in range(2):
+        one_step(log, progress, clock, 0.0, 1.0, 3 * math.log(10))
+        log.epoch(heldout_loss=None)
+    assert "stayed at 2.303" in kept.records[-1]["message"]
+
+
+def test_a_collapse_ends_the_run_where_the_config_says_so(kept: Kept) -> None:
+    log, _ = journal(kept, stop_at_collapse=True)
+    with pytest.raises(RunError, match=r"size entropy is 0\.12 .* patience .*train\.on_collapse=stop"):
+        log.clustering(None, unequal_clustering(), None)

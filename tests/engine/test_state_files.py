@@ -13,10 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from dcdist.distributed.rows import KeyedRows, StoredRows
 from dcdist.engine.state_files import (
     HashingWriter,
-    KeyedRows,
-    StoredRows,
     flatten,
     read_state,
     unflatten,

@@ -15,6 +15,7 @@ from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.optim import Optimizer, Schedule
 from dcdist.engine.training_step import TrainingStep
+from dcdist.methods.base import EpochLength
 from dcdist.methods.deepcluster import DeepCluster
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
@@ -27,21 +28,14 @@ FP32 = Numerics(torch.device("cpu"), bfloat16=False, channels_last=False)
 
 def _method() -> DeepCluster:
     torch.manual_seed(7)
-    trunk = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.5),
-        nn.Linear(8 * 16, 16),
-    )
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    top = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * 16, 16))
     return DeepCluster(
-        Backbone(nn.Identity(), trunk, 16, features_before_relu=True),
-        num_clusters=5,
+        Backbone(nn.Identity(), body, top, 8, 16, features_before_relu=True),
+        num_clusters=(5,),
         view=View(size=8, crop="full"),
         seed=1,
-        batch_size=NUM_MICROBATCHES * MICROBATCH_SIZE,
-        steps_per_epoch=None,
+        length=EpochLength(NUM_MICROBATCHES * MICROBATCH_SIZE, None),
         sampler="uniform",
         head_learning_rate_scale=1.0,
         head_momentum=0.0,
@@ -51,7 +45,7 @@ def _method() -> DeepCluster:
 def _microbatch(step: int, number: int) -> dict[str, Batch]:
     generator = torch.Generator().manual_seed(100 * step + number)
     images = torch.randn(MICROBATCH_SIZE, 3, 8, 8, generator=generator) + number
-    targets = torch.randint(0, 5, (MICROBATCH_SIZE,), generator=generator)
+    targets = torch.randint(0, 5, (MICROBATCH_SIZE, 1), generator=generator)
     ids = torch.arange(MICROBATCH_SIZE)
     return {"clusters": Batch((images,), ids, targets, torch.ones_like(ids, dtype=torch.bool), 0, ())}
 
@@ -71,7 +65,7 @@ def train(collectives: Collectives, num_steps: int, kind: str) -> dict[str, Any]
     loss = 0.0
     for step in range(num_steps):
         sums, _ = training_step([_microbatch(step, n) for n in own], [1000 * step + n for n in own], step)
-        loss = float(collectives.all_reduce_sum(sums["clusters"].double().reshape(1))) / NUM_MICROBATCHES
+        loss = float(collectives.all_reduce_sum(sums.losses["clusters"].double().reshape(1))) / NUM_MICROBATCHES
     state = {name: value.numpy() for name, value in method.state_dict().items()}
     return {"state": state, "loss": loss}
 
@@ -90,7 +84,7 @@ def test_weights_and_running_statistics_agree_with_one_process(world_size: int, 
 
 def test_running_statistics_are_the_average_over_the_microbatches_of_a_step() -> None:
     method = _method()
-    convolution = method.backbone.trunk[0]
+    convolution = method.backbone.body[0]
     means, variances = [], []
     for number in range(NUM_MICROBATCHES):
         (images,) = _microbatch(0, number)["clusters"].views
@@ -100,8 +94,8 @@ def test_running_statistics_are_the_average_over_the_microbatches_of_a_step() ->
     state = train(Collectives(), 1, "sgd")["state"]
     expected_mean = 0.9 * 0.0 + 0.1 * torch.stack(means).mean(0)
     expected_variance = 0.9 * 1.0 + 0.1 * torch.stack(variances).mean(0)
-    np.testing.assert_allclose(state["backbone.trunk.1.running_mean"], expected_mean, rtol=1e-5)
-    np.testing.assert_allclose(state["backbone.trunk.1.running_var"], expected_variance, rtol=1e-5)
+    np.testing.assert_allclose(state["backbone.body.1.running_mean"], expected_mean, rtol=1e-5)
+    np.testing.assert_allclose(state["backbone.body.1.running_var"], expected_variance, rtol=1e-5)
 
 
 def test_gradient_is_that_of_the_mean_loss_over_the_step() -> None:
@@ -110,9 +104,9 @@ def test_gradient_is_that_of_the_mean_loss_over_the_step() -> None:
     for number in range(NUM_MICROBATCHES):
         torch.manual_seed(number)
         outputs = reference(_microbatch(0, number))
-        loss = loss + functional.cross_entropy(outputs.logits, outputs.targets) / NUM_MICROBATCHES
+        loss = loss + functional.cross_entropy(outputs.logits[0], outputs.targets[:, 0]) / NUM_MICROBATCHES
     loss.backward()
-    before = _method().head.linear.weight.detach()
-    expected = before - 0.05 * (reference.head.linear.weight.grad + 1e-4 * before)
+    before = _method().heads[0].linear.weight.detach()
+    expected = before - 0.05 * (reference.heads[0].linear.weight.grad + 1e-4 * before)
     state = train(Collectives(), 1, "sgd")["state"]
-    np.testing.assert_allclose(state["head.linear.weight"], expected.detach(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(state["heads.0.linear.weight"], expected.detach(), rtol=1e-5, atol=1e-7)

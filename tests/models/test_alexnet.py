@@ -9,10 +9,11 @@ from torch import nn
 from dcdist.models.alexnet import alexnet
 from dcdist.models.backbone import Backbone
 from dcdist.models.sobel import Sobel
+from tests.models.maps import maps_of
 
 # output channels, kernel, stride, padding
 PUBLISHED = [(96, 11, 4, 2), (256, 5, 1, 2), (384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1)]
-# side after each convolution's ReLU and after each pooling
+STAGES = ["conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"]
 SIDES = [55, 27, 27, 13, 13, 13, 13, 6]
 
 
@@ -38,8 +39,8 @@ def test_convolutions_are_the_published_ones_each_with_batch_normalisation(netwo
 
 
 def test_classifier_is_drop_fc6_relu_drop_fc7_without_the_last_relu(network: Backbone) -> None:
-    layers = list(network.trunk.children())[2:]
-    assert [type(layer).__name__ for layer in layers] == ["Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    types = [type(layer).__name__ for layer in network.top.children()]
+    assert types == ["Flatten", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
     assert [(layer.in_features, layer.out_features) for layer in of_type(network, nn.Linear)] == [
         (9216, 4096),
         (4096, 4096),
@@ -48,19 +49,21 @@ def test_classifier_is_drop_fc6_relu_drop_fc7_without_the_last_relu(network: Bac
     assert (network.num_features, network.features_before_relu) == (4096, True)
 
 
-def test_shapes_on_the_way(network: Backbone) -> None:
-    shapes = []
-    hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[2]))
-        for layer in network.trunk[0]
-        if isinstance(layer, nn.ReLU | nn.MaxPool2d)
-    ]
+def test_shapes_on_the_way_by_the_names_of_the_stages(network: Backbone) -> None:
+    assert list(dict(network.body.named_children())) == STAGES
     with torch.no_grad():
-        features = network.eval()(torch.zeros(1, 3, 224, 224))
-    for hook in hooks:
-        hook.remove()
-    assert shapes == SIDES
+        maps = maps_of(network.eval(), STAGES, torch.rand(1, 3, 224, 224))
+        features = network(torch.zeros(1, 3, 224, 224))
+    assert [maps[name].shape[2] for name in STAGES] == SIDES
+    assert [maps[name].shape[1] for name in STAGES if name.startswith("conv")] == [c for c, *_ in PUBLISHED]
+    assert all(float(value.min()) >= 0 for value in maps.values()), "maps are those after the ReLU"
     assert features.shape == (1, 4096)
+
+
+def test_maps_of_images_of_another_size(network: Backbone) -> None:
+    with torch.no_grad():
+        assert network.maps(torch.zeros(2, 3, 64, 64)).shape == (2, network.num_channels, 1, 1)
+        assert network.maps(torch.zeros(2, 3, 99, 99)).shape == (2, 256, 2, 2)
 
 
 def test_number_of_parameters(network: Backbone) -> None:
@@ -90,7 +93,7 @@ def test_initialisation(network: Backbone) -> None:
 
 def test_smallest_image() -> None:
     with torch.device("meta"):
-        assert alexnet(nn.Identity(), 3, 63).trunk[3].in_features == 256
+        assert alexnet(nn.Identity(), 3, 63).top.fc6.in_features == 256
     for size in (62, 16, 1):
-        with pytest.raises(ValueError, match=f"image_size={size} is too small for alexnet; the least is 63"):
+        with pytest.raises(ValueError, match=f"image_size={size} is too small for alexnet; the smallest is 63"):
             alexnet(nn.Identity(), 3, size)

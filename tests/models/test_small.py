@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from dcdist.models.small import ResidualBlock, small_convnet, small_resnet
 from dcdist.models.sobel import Sobel
+from tests.models.maps import maps_of
 
 
 @pytest.mark.parametrize(("build", "num_features"), [(small_convnet, 128), (small_resnet, 256)])
@@ -21,6 +22,23 @@ def test_features(build, num_features: int, width: float) -> None:
     assert network.num_features == features.shape[1]
     assert network.features_before_relu is False
     assert float(features.min()) >= 0, "features come after a ReLU"
+
+
+@pytest.mark.parametrize(
+    ("build", "stages"),
+    [
+        (small_convnet, {"conv1": 16, "conv2": 16, "pool2": 8, "conv3": 8, "pool3": 4, "conv4": 4}),
+        (small_resnet, {"conv1": 32, "pool1": 16, "conv2": 16, "block1": 8, "block2": 4}),
+    ],
+)
+def test_stages_and_their_maps(build, stages: dict[str, int]) -> None:
+    with torch.random.fork_rng(), torch.no_grad():
+        network = build(nn.Identity(), 3, 32).eval()
+        maps = maps_of(network, list(stages), torch.rand(1, 3, 32, 32))
+        last = network.maps(torch.rand(2, 3, 64, 64))
+    assert [name for name, _ in network.body.named_children()] == list(stages)
+    assert {name: value.shape[2] for name, value in maps.items()} == stages
+    assert last.shape == (2, network.num_channels, 8, 8)
 
 
 @pytest.mark.parametrize("build", [small_convnet, small_resnet])

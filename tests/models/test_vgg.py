@@ -9,6 +9,7 @@ from torch import nn
 from dcdist.models.backbone import Backbone
 from dcdist.models.sobel import Sobel
 from dcdist.models.vgg import vgg16
+from tests.models.maps import maps_of
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,9 @@ def test_layers(network: Backbone) -> None:
 
 
 def test_one_dropout_and_features_before_the_last_relu(network: Backbone) -> None:
-    layers = list(network.trunk.children())[2:]
-    assert [type(layer).__name__ for layer in layers] == ["Linear", "ReLU", "Dropout", "Linear"]
-    assert layers[0].in_features == 512 * 7 * 7
+    layers = list(network.top.children())
+    assert [type(layer).__name__ for layer in layers] == ["Flatten", "Linear", "ReLU", "Dropout", "Linear"]
+    assert layers[1].in_features == 512 * 7 * 7
     assert (network.num_features, network.features_before_relu) == (4096, True)
 
 
@@ -40,6 +41,24 @@ def test_number_of_parameters(network: Backbone) -> None:
     convolutions = sum(out * (9 * into + 1) + 2 * out for into, out in zip(inputs, outputs, strict=True))
     expected = convolutions + 4096 * (25088 + 1) + 4096 * (4096 + 1)
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+def test_stages_and_their_maps() -> None:
+    with torch.random.fork_rng(), torch.no_grad():
+        network = vgg16(nn.Identity(), 3, 32).eval()
+        names = [f"conv{number}" for number in range(1, 14)]
+        maps = maps_of(network, names, torch.rand(1, 3, 96, 96))
+        last = network.maps(torch.rand(2, 3, 96, 96))
+    assert [name for name, _ in network.body.named_children() if name.startswith("pool")] == [
+        "pool2",
+        "pool4",
+        "pool7",
+        "pool10",
+        "pool13",
+    ]
+    assert [maps[name].shape[2] for name in names] == [96] * 2 + [48] * 2 + [24] * 3 + [12] * 3 + [6] * 3
+    assert all(float(value.min()) >= 0 for value in maps.values()), "maps are those after the ReLU"
+    assert last.shape == (2, network.num_channels, 3, 3) == (2, 512, 3, 3)
 
 
 def test_smallest_image() -> None:

@@ -1,0 +1,111 @@
+"""What a config asks for, held against itself, the data and the number of processes, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dcdist.build.clustering import cluster_counts, clustering_stage
+from dcdist.build.views import crop_views
+from dcdist.config.schema import StageConfig
+from dcdist.errors import UsageError
+
+
+def check_stages(stages: Sequence[StageConfig], num_samples: int, num_features: int, world_size: int) -> None:
+    """Refuses what cannot work.
+
+    Raises:
+        UsageError: K, PCA dimensions, neighbours, views or the number of processes do not fit, or the order of stages
+            or the parts of a joint one; names the key and the remedy.
+    """
+    for number, stage in enumerate(stages):
+        _check_processes(stage, world_size)
+        _check_features(stage, num_samples, num_features)
+        _check_readout(stage, num_samples)
+        if stage.method == "joint":
+            _check_joint(stage)
+        for part in [part for part, _ in stage.resolved_parts()] if stage.method == "joint" else [stage]:
+            _check_views(part)
+        before = stages[number - 1] if number else None
+        if stage.method == "selflabel" and (before is None or before.method not in ("scan", "selflabel")):
+            raise UsageError(
+                f"stage {stage.name}: method=selflabel goes on from the classifier of the stage before it: "
+                "put a stage with method=scan before it"
+            )
+
+
+def _check_processes(stage: StageConfig, world_size: int) -> None:
+    train = stage.train
+    assert isinstance(train.microbatch_size, int)
+    num_microbatches = train.batch_size // train.microbatch_size
+    if world_size > num_microbatches:
+        raise UsageError(
+            f"{world_size} processes cannot share a step of {num_microbatches} microbatches "
+            f"(train.batch_size={train.batch_size} / train.microbatch_size={train.microbatch_size}): "
+            f"use at most {num_microbatches} processes, or a smaller train.microbatch_size"
+        )
+
+
+def _check_features(stage: StageConfig, num_samples: int, num_features: int) -> None:
+    clusters = clustering_stage(stage)
+    if clusters is None:
+        return
+    if clusters.method == "scan":
+        if clusters.scan.num_neighbors >= num_samples:
+            raise UsageError(
+                f"scan.num_neighbors={clusters.scan.num_neighbors} needs more images than that, data.root has "
+                f"{num_samples}: set scan.num_neighbors to at most {num_samples - 1}"
+            )
+    else:
+        for count in cluster_counts(clusters.clustering):
+            _check_count("clustering.num_clusters", count, num_samples)
+    if clusters.method != "deepcluster_v2":
+        _check_dimensions("features.pca_dimensions", clusters.features.pca_dimensions, num_samples, num_features)
+
+
+def _check_readout(stage: StageConfig, num_samples: int) -> None:
+    if stage.method in ("scan", "selflabel"):
+        return  # their classifiers read out
+    if stage.readout.num_clusters is not None:
+        _check_count("readout.num_clusters", stage.readout.num_clusters, num_samples)
+    elif clustering_stage(stage) is None and max(cluster_counts(stage.clustering)) > num_samples:
+        raise UsageError(
+            f"stage {stage.name}: method={stage.method} trains without clusters, and the final clustering would have "
+            f"clustering.num_clusters={max(cluster_counts(stage.clustering))} of {num_samples} images: "
+            "set readout.num_clusters"
+        )
+
+
+def _check_count(name: str, count: int, num_samples: int) -> None:
+    if count > num_samples:
+        raise UsageError(
+            f"{name}={count} needs at least as many images, data.root has {num_samples}: "
+            f"set {name} to at most {num_samples}; small data does well with 3 to 10 times its classes"
+        )
+
+
+def _check_dimensions(name: str, dimensions: int | None, num_samples: int, num_features: int) -> None:
+    if dimensions is not None and dimensions > min(num_samples, num_features):
+        raise UsageError(
+            f"{name}={dimensions} needs at least as many images ({num_samples}) and features "
+            f"({num_features}): set {name} to at most {min(num_samples, num_features)}, or to null"
+        )
+
+
+def _check_views(stage: StageConfig) -> None:
+    num_views = len(crop_views(stage.views))
+    if stage.method == "simclr" and num_views != 2:
+        raise UsageError(f"method=simclr compares 2 views of an image, views.crops has {num_views}: leave it empty")
+    if stage.method in ("swav", "deepcluster_v2") and num_views < 2:
+        raise UsageError(f"method={stage.method} needs at least 2 views of an image, views.crops has {num_views}")
+
+
+def _check_joint(stage: StageConfig) -> None:
+    parts = [part for part, _ in stage.resolved_parts()]
+    if not parts:
+        raise UsageError(f"stage {stage.name}: method=joint needs joint.parts, a list of named methods")
+    clustering = [part.name for part in parts if clustering_stage(part)]
+    if len(clustering) > 1:
+        raise UsageError(f"joint.parts: at most one part takes clusters, here are {', '.join(clustering)}")
+    for part in parts:
+        if part.method in ("scan", "selflabel"):
+            raise UsageError(f"joint.parts: method={part.method} of part {part.name} can only be a stage of its own")

@@ -1,0 +1,107 @@
+"""From the config's clustering to clusterers, steps and read-outs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dcdist.clustering.gmm import GaussianMixture
+from dcdist.clustering.hierarchical import HierarchicalKMeans
+from dcdist.clustering.kmeans import KMeans
+from dcdist.clustering.pic import PowerIterationClustering
+from dcdist.clustering.steps import ClusteringStep, HeadsStep, NeighborsStep
+from dcdist.clustering.types import Clusterer
+from dcdist.config.schema import ClusteringSection, StageConfig
+from dcdist.engine.readout import ReadoutRecipe
+
+Devices = tuple[torch.device, ...]
+
+
+def _kmeans(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> KMeans:
+    return KMeans(
+        num_clusters=num_clusters,
+        num_iterations=clustering.num_iterations or 20,
+        placement=clustering.placement,
+        gather_limit_gib=clustering.gather_limit_gib,
+        spherical=clustering.spherical,
+        engine=clustering.engine,
+        initial=clustering.initial,
+        devices=devices,
+    )
+
+
+def _gmm(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> GaussianMixture:
+    return GaussianMixture(
+        num_clusters=num_clusters,
+        covariance=clustering.covariance,
+        num_iterations=clustering.num_iterations or 100,
+        regularization=clustering.regularization,
+        initial=clustering.initial,
+        device=devices[0],
+    )
+
+
+def _pic(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> PowerIterationClustering:
+    return PowerIterationClustering(
+        num_neighbors=clustering.num_neighbors,
+        sigma=clustering.sigma,
+        num_iterations=clustering.num_iterations or 200,
+        max_clusters=num_clusters,
+        device=devices[0],
+    )
+
+
+def _hierarchical(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> HierarchicalKMeans:
+    return HierarchicalKMeans(_kmeans(clustering, num_clusters, devices), clustering.num_coarse)
+
+
+CLUSTERERS: dict[str, Callable[[ClusteringSection, int, Devices], Clusterer]] = {
+    "kmeans": _kmeans,
+    "gmm": _gmm,
+    "pic": _pic,
+    "hierarchical": _hierarchical,
+}
+
+
+def cluster_counts(clustering: ClusteringSection) -> tuple[int, ...]:
+    """K of each head."""
+    counts = clustering.num_clusters
+    return (counts,) if isinstance(counts, int) else counts
+
+
+def build_clusterer(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> Clusterer:
+    """The clusterer that the config names, for this K."""
+    return CLUSTERERS[clustering.method](clustering, num_clusters, devices)
+
+
+def clustering_stage(stage: StageConfig) -> StageConfig | None:
+    """The stage, or the part of a joint one, whose method takes clusters or neighbours; None where none does."""
+    if stage.method == "joint":
+        return next((part for part, _ in stage.resolved_parts() if clustering_stage(part)), None)
+    return stage if stage.method in ("deepcluster", "deepcluster_v2", "scan") else None
+
+
+def build_clustering_step(stage: StageConfig, devices: Devices) -> tuple[ClusteringStep | None, int | None]:
+    """What happens to the rows, and each how many epochs (None: once, when the stage begins)."""
+    clusters = clustering_stage(stage)
+    if clusters is None:
+        return None, None
+    if clusters.method == "scan":
+        return NeighborsStep(clusters.scan.num_neighbors, devices[0]), None
+    heads = (build_clusterer(clusters.clustering, k, devices) for k in cluster_counts(clusters.clustering))
+    return HeadsStep(tuple(heads)), clusters.clustering.every_num_epochs
+
+
+def build_readout(stage: StageConfig, devices: Devices) -> ReadoutRecipe:
+    """How the stage's final clustering is made."""
+    readout, features = stage.readout, stage.features
+    count = readout.num_clusters or max(cluster_counts(stage.clustering))
+    return ReadoutRecipe(
+        clusterer=build_clusterer(stage.clustering, count, devices),
+        merge_to=readout.merge_to,
+        pca_dimensions=features.pca_dimensions if readout.pca_dimensions == "auto" else readout.pca_dimensions,
+        whiten=features.whiten if readout.whiten == "auto" else readout.whiten,
+        epsilon=features.epsilon,
+        num_restarts=readout.num_restarts,
+    )

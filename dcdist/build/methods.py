@@ -1,0 +1,201 @@
+"""From a stage of the config to its method, by an explicit table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dcdist.build.clustering import cluster_counts, clustering_stage
+from dcdist.build.views import crop_views, evaluation_view, puzzle_view, training_view
+from dcdist.clustering.bank import FeatureBank
+from dcdist.config.schema import StageConfig
+from dcdist.data.permutations import permutation_set
+from dcdist.data.tiles import NUM_TILES, NUM_TURNS
+from dcdist.distributed.seeding import derive_seed
+from dcdist.errors import UsageError
+from dcdist.methods.base import EpochLength, Method
+from dcdist.methods.deepcluster import DeepCluster
+from dcdist.methods.deepcluster_v2 import NUM_BANK_VIEWS, DeepClusterV2
+from dcdist.methods.jigsaw import Jigsaw
+from dcdist.methods.joint import Joint
+from dcdist.methods.scan import Scan
+from dcdist.methods.selflabel import SelfLabel
+from dcdist.methods.simclr import Simclr
+from dcdist.methods.swav import Swav
+from dcdist.models.backbone import Backbone
+from dcdist.models.projection import Projector
+from dcdist.models.puzzle_head import PuzzleHead
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a method must know of the data and of this process."""
+
+    num_samples: int
+    own: range  # the sample ids whose rows this rank keeps
+    device: torch.device
+
+
+def build_method(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:
+    """The stage's method on the backbone; its own layers at initial weights that derive from the stage's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return METHODS[stage.method](stage, backbone, seed, samples)
+
+
+def _length(stage: StageConfig) -> EpochLength:
+    return EpochLength(stage.train.batch_size, stage.train.steps_per_epoch)
+
+
+def _projector(backbone: Backbone, hidden: int | None, dimensions: int) -> Projector:
+    return Projector(backbone.num_features, hidden, dimensions, backbone.features_before_relu)
+
+
+def _deepcluster(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:  # noqa: ARG001
+    return DeepCluster(
+        backbone=backbone,
+        num_clusters=cluster_counts(stage.clustering),
+        view=training_view(stage.views),
+        seed=seed,
+        length=_length(stage),
+        sampler=stage.deepcluster.sampler,
+        head_learning_rate_scale=stage.deepcluster.head_learning_rate_scale,
+        head_momentum=stage.deepcluster.head_momentum,
+    )
+
+
+def _deepcluster_v2(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:
+    section = stage.deepcluster_v2
+    return DeepClusterV2(
+        backbone=backbone,
+        projector=_projector(backbone, section.hidden, section.dimensions),
+        num_clusters=cluster_counts(stage.clustering),
+        views=crop_views(stage.views),
+        seed=seed,
+        length=_length(stage),
+        temperature=section.temperature,
+        bank=FeatureBank(samples.own, NUM_BANK_VIEWS, section.dimensions, samples.device),
+    )
+
+
+def _swav(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:
+    section, length = stage.swav, _length(stage)
+    return Swav(
+        backbone=backbone,
+        projector=_projector(backbone, section.hidden, section.dimensions),
+        num_prototypes=section.num_prototypes,
+        views=crop_views(stage.views),
+        seed=seed,
+        length=length,
+        temperature=section.temperature,
+        epsilon=section.epsilon,
+        sinkhorn_iterations=section.sinkhorn_iterations,
+        queue_length=section.queue_length,
+        queue_from_step=section.queue_from_epoch * length.num_steps(samples.num_samples),
+        frozen_prototype_steps=section.frozen_prototype_steps,
+    )
+
+
+def _simclr(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:  # noqa: ARG001
+    section = stage.simclr
+    return Simclr(
+        backbone=backbone,
+        projector=_projector(backbone, section.hidden, section.dimensions),
+        views=crop_views(stage.views),
+        seed=seed,
+        length=_length(stage),
+        temperature=section.temperature,
+    )
+
+
+def _jigsaw(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:  # noqa: ARG001
+    section = stage.jigsaw
+    head = PuzzleHead(
+        num_channels=backbone.num_channels,
+        num_tiles=NUM_TILES,
+        pool=section.pool,
+        tile_features=section.tile_features,
+        hidden=section.hidden,
+        dropout=section.dropout,
+        num_classes=section.num_permutations * (NUM_TURNS if section.rotation else 1),
+        predicts_distractors=section.predict_distractors,
+    )
+    try:
+        return Jigsaw(
+            backbone=backbone,
+            head=head,
+            permutations=permutation_set(section.num_permutations, seed, NUM_TILES, section.permutation_distance),
+            view=puzzle_view(stage.views, section),
+            seed=seed,
+            length=_length(stage),
+            rotation=section.rotation,
+            num_distractors=section.num_distractors,
+        )
+    except ValueError as error:
+        raise UsageError(f"stage {stage.name}: {error}") from error
+
+
+def _scan(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:  # noqa: ARG001
+    section = stage.scan
+    return Scan(
+        backbone=backbone,
+        num_classes=section.num_clusters,
+        num_heads=section.num_heads,
+        entropy_weight=section.entropy_weight,
+        train_backbone=section.train_backbone,
+        view=training_view(stage.views),
+        seed=seed,
+        length=_length(stage),
+    )
+
+
+def _selflabel(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:  # noqa: ARG001
+    section = stage.selflabel
+    return SelfLabel(
+        backbone=backbone,
+        num_classes=stage.scan.num_clusters,
+        threshold=section.threshold,
+        class_balancing=section.class_balancing,
+        ema_decay=section.ema_decay,
+        weak=evaluation_view(stage.views),
+        strong=training_view(stage.views),
+        seed=seed,
+        length=_length(stage),
+    )
+
+
+def _joint(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:
+    parts = stage.resolved_parts()
+    methods = {
+        part.name: METHODS[part.method](part, backbone, derive_seed(seed, "part", part.name), samples)
+        for part, _ in parts
+    }
+    clusters = clustering_stage(stage)
+    leading = clusters.name if clusters else parts[0][0].name
+    return Joint(backbone, methods, {part.name: weight for part, weight in parts}, leading)
+
+
+METHODS: dict[str, Callable[[StageConfig, Backbone, int, Samples], Method]] = {
+    "deepcluster": _deepcluster,
+    "deepcluster_v2": _deepcluster_v2,
+    "swav": _swav,
+    "simclr": _simclr,
+    "jigsaw": _jigsaw,
+    "joint": _joint,
+    "scan": _scan,
+    "selflabel": _selflabel,
+}
+
+REMEDIES = {
+    "deepcluster": "more steps between reassignments (clustering.every_num_epochs), a faster head "
+    "(deepcluster.head_learning_rate_scale), fewer clusters, or a lower train.learning_rate",
+    "deepcluster_v2": "a lower train.learning_rate, or fewer clusters",
+    "swav": "a smaller swav.epsilon (0.03), longer swav.frozen_prototype_steps, fewer prototypes, or a smaller queue",
+    "simclr": "a lower train.learning_rate, a warmup, or a larger train.batch_size",
+    "jigsaw": "fewer jigsaw.num_permutations, a lower train.learning_rate, or normalisation of tiles",
+    "scan": "a larger scan.entropy_weight, or a longer pretext before it",
+    "selflabel": "a higher selflabel.threshold, selflabel.class_balancing, or fewer epochs",
+    "joint": "another weight of the part that collapses",
+}

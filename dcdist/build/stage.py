@@ -1,0 +1,132 @@
+"""From a stage of the config to a stage that can run; everything below gets plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dcdist.build.clustering import build_clustering_step, build_readout, clustering_stage
+from dcdist.build.methods import REMEDIES, Samples, build_method
+from dcdist.build.views import build_images
+from dcdist.commits import Kind
+from dcdist.config.schema import ExperimentConfig, TrainSection
+from dcdist.data.loader import BatchLoader
+from dcdist.data.source import ImageSource
+from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.seeding import derive_seed
+from dcdist.engine.boundary import Boundary
+from dcdist.engine.collapse import CollapseWatch
+from dcdist.engine.heldout import HeldOut
+from dcdist.engine.journal import Journal
+from dcdist.engine.optim import Optimizer, Schedule
+from dcdist.engine.pipeline import RunState, Stage, WriteClustering
+from dcdist.engine.state import MethodState
+from dcdist.engine.trainer import FeatureReduction, Trainer
+from dcdist.engine.training_step import TrainingStep
+from dcdist.features import contiguous_range
+from dcdist.metrics.recorder import Recorder
+from dcdist.models.backbone import Backbone
+from dcdist.models.numerics import Numerics
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all stages of a run share."""
+
+    config: ExperimentConfig
+    source: ImageSource
+    heldout_source: ImageSource | None
+    backbone: Backbone
+    numerics: Numerics
+    devices: tuple[torch.device, ...]  # this process's own, then those of the machine's other processes
+    loader: BatchLoader
+    collectives: Collectives
+    boundary: Boundary
+    recorder: Recorder
+    state: RunState
+    save: Callable[[Mapping[str, Any], Kind], None]
+    write_clustering: WriteClustering
+
+
+def build_stage(shared: Surroundings, number: int) -> Stage:
+    """The stage of this number with everything it needs."""
+    stage = shared.config.resolved_stages()[number]
+    train = stage.train
+    assert isinstance(train.microbatch_size, int)
+    seed = derive_seed(shared.config.run.seed, "stage", stage.name)
+    num_samples, collectives = len(shared.source), shared.collectives
+    own = contiguous_range(num_samples, collectives.rank, collectives.world_size)
+    method = build_method(stage, shared.backbone, seed, Samples(num_samples, own, shared.numerics.device))
+    shared.numerics.place(method)
+    num_microbatches = train.batch_size // train.microbatch_size
+    steps_per_epoch = train.steps_per_epoch or -(-num_samples // train.batch_size)
+    optimizer = Optimizer(
+        method.parameter_groups(),
+        {parameter: name for name, parameter in method.named_parameters()},
+        train.optimizer,
+        train.momentum,
+        train.weight_decay,
+        _schedule(train, steps_per_epoch),
+    )
+    images = build_images(stage, shared.numerics, shared.loader)
+    journal = Journal(
+        shared.recorder,
+        shared.collectives,
+        shared.state.progress,
+        train.batch_size,
+        num_microbatches,
+        shared.config.metrics.every_num_steps,
+        CollapseWatch(method.chance_losses, REMEDIES[stage.method]),
+        stop_at_collapse=train.on_collapse == "stop",
+    )
+    states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer}
+    if method.bank is not None:
+        states["bank"] = method.bank
+
+    def save(kind: Kind) -> None:
+        journal.flush()  # refuses a state whose loss is not finite
+        shared.save(states, kind)
+
+    heldout = HeldOut(shared.heldout_source, images, shared.collectives) if shared.heldout_source else None
+    clustering_step, every_num_epochs = build_clustering_step(stage, shared.devices)
+    features = (clustering_stage(stage) or stage).features
+    trainer = Trainer(
+        method=method,
+        training_step=TrainingStep(method, optimizer, shared.numerics, shared.collectives, num_microbatches),
+        clustering_step=clustering_step,
+        reduction=FeatureReduction(features.pca_dimensions, features.whiten, features.epsilon),
+        source=shared.source,
+        heldout=heldout,
+        images=images,
+        collectives=shared.collectives,
+        boundary=shared.boundary,
+        journal=journal,
+        progress=shared.state.progress,
+        adopted=shared.state.adopted,
+        decodability=shared.state.decodability,
+        save=save,
+        write_clustering=lambda clustering, epoch: shared.write_clustering(stage.name, epoch, clustering),
+        seed=seed,
+        num_epochs=train.num_epochs,
+        steps_per_epoch=steps_per_epoch,
+        cluster_every_num_epochs=every_num_epochs,
+        batch_size=train.batch_size,
+        microbatch_size=train.microbatch_size,
+        undecodable_is_fatal=shared.config.data.undecodable == "fail",
+    )
+    return Stage(stage.name, trainer, build_readout(stage, shared.devices), states)
+
+
+def _schedule(train: TrainSection, steps_per_epoch: int) -> Schedule:
+    return Schedule(
+        train.learning_rate,
+        train.schedule,
+        train.warmup_steps,
+        train.num_epochs * steps_per_epoch,
+        train.warmup_ratio,
+        train.final_ratio,
+        tuple(epoch * steps_per_epoch for epoch in train.decay_epochs),
+    )
