@@ -306,8 +306,8 @@ class _Run:
         left = [name for name in grown_stages(self.config, saved) if names.index(name) < names.index(stage_name)]
         if left:
             raise UsageError(
-                f"stages.{left[0]}.train.num_epochs has grown, but {self.run_directory} is in stage {stage_name} already "
-                f"and does not go back: set it back, or give a new run.dir"
+                f"stages.{left[0]}.train.num_epochs has grown, but {self.run_directory} is in stage {stage_name} "
+                "already and does not go back: set it back, or give a new run.dir"
             )
 
     def load_initial_weights(self, path: str) -> None:

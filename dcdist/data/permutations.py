@@ -50,7 +50,7 @@ def permutation_set(
     candidates = np.fromiter(everything, np.int8, count=total * num_tiles).reshape(total, num_tiles)
     places = np.ascontiguousarray(candidates.T)  # [T, F]: one place of all candidates lies in one piece
     # Places at which a candidate equals those chosen: a small number is a large distance. Both are kept up to date, so
-    # that no P x F matrix of distances is ever there. A sum of less than 9 * 9 * 9! fits in 32 bits.
+    # that no P x F matrix of distances is ever there. With 9 tiles every sum fits in 32 bits, even of all permutations.
     equal_to_all = np.zeros(total, np.int32)
     equal_to_nearest = np.zeros(total, np.int32)
     chosen = [int(numpy_generator(seed, "permutations").integers(total))]

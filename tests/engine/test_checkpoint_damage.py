@@ -16,9 +16,9 @@ import torch
 import dcdist.commits
 from dcdist.commits import CheckpointName, Commit, DamagedCheckpointError, parse_commit, verify_files
 from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.rows import KeyedRows
 from dcdist.engine import restore
 from dcdist.engine.checkpoint import CheckpointFailed
-from dcdist.distributed.rows import KeyedRows
 from dcdist.errors import ExitCode, RunError, UsageError
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import Storage

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dcdist.distributed.collectives import Collectives
 from dcdist.clustering.types import Clustering, HeadClustering
+from dcdist.distributed.collectives import Collectives
 from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.journal import Journal
 from dcdist.engine.state import Progress
