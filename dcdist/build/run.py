@@ -24,7 +24,7 @@ from dcdist.metrics.tensorboard import TensorBoardSink
 from dcdist.models.alexnet import alexnet
 from dcdist.models.backbone import Backbone
 from dcdist.models.resnet import resnet18, resnet34, resnet50
-from dcdist.models.small import small_convnet, small_resnet
+from dcdist.models.small import small_convnet, small_resnet, strided_resnet
 from dcdist.models.sobel import Sobel
 from dcdist.models.torchvision_backbone import torchvision_backbone
 from dcdist.models.vgg import vgg16
@@ -36,6 +36,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "vgg16": vgg16,
     "small_convnet": small_convnet,
     "small_resnet": small_resnet,
+    "strided_resnet": strided_resnet,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
@@ -44,6 +45,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 OPTIONS = {
     "small_convnet": ("width",),
     "small_resnet": ("width",),
+    "strided_resnet": ("width",),
     "resnet18": ("small_images",),
     "resnet34": ("small_images",),
     "resnet50": ("small_images",),

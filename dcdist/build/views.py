@@ -68,7 +68,7 @@ def build_images(stage: StageConfig, numerics: Numerics, loader: BatchLoader) ->
     """How images pass through the network when they are looked at, not trained on."""
     return ImagePass(
         view=evaluation_view(stage.views),
-        preparation=Preparation(stage.views.mean, stage.views.std),
+        preparation=Preparation(stage.views.mean, stage.views.std, stage.views.standardize),
         numerics=numerics,
         batch_size=stage.features.batch_size,
         loader=loader,
@@ -93,6 +93,7 @@ def _augmentation(views: ViewsSection) -> BatchAugmentation:
         chroma_blur_probability=views.chroma_blur_probability,
         solarize_probability=views.solarize_probability,
         invert_probability=views.invert_probability,
+        shading=views.shading,
         blur_probability=views.blur_probability,
         blur_sigma=views.blur_sigma,
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
+_FLAT = 0.05
+_SHADING_GRID = 3  # points a side, between which the light changes linearly
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision round it
 
 
@@ -30,6 +32,15 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     """(image - mean) / std by channel, of float [B, 3, S, S]."""
     offset, scale = (images.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     return (images - offset) / scale
+
+
+def standardize(images: torch.Tensor) -> torch.Tensor:
+    """Each of float [B, 3, S, S] to mean 0 and standard deviation 1, over pixels and colours together.
+
+    What is nearly flat stays small: 0.05 is added to the standard deviation (of values in 0..1).
+    """
+    deviation, mean = torch.std_mean(images, (1, 2, 3), keepdim=True, correction=0)
+    return (images - mean) / (deviation + _FLAT)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class BatchAugmentation:
     grayscale_probability: float = 0.0
     color_projection_probability: float = 0.0  # of losing the green-magenta axis (Doersch et al., 2015)
     chroma_blur_probability: float = 0.0  # of a blur of the colours, not of the luma (Mundhenk et al., 2018)
+    shading: float = 0.0  # standard deviation of a smooth field of light, itself scaled by a uniform factor
     solarize_probability: float = 0.0  # of inverting what is brighter than a half
     invert_probability: float = 0.0
     blur_probability: float = 0.0
@@ -80,6 +92,8 @@ class BatchAugmentation:
         if self.grayscale_probability > 0:
             chosen = torch.rand(len(images), generator=generator) < self.grayscale_probability
             images = torch.where(_per_image(chosen, images), grey(images).expand_as(images), images)
+        if self.shading > 0:
+            images = self._shade(images, generator)
         for probability, change in (
             (self.color_projection_probability, project_colors),
             (self.chroma_blur_probability, self._blur_chroma),
@@ -113,6 +127,14 @@ class BatchAugmentation:
             )
             grid = grid + displacement.permute(0, 2, 3, 1)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def _shade(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Adds light that differs from place to place: what is bright says nothing about what is shown."""
+        count, _, height, width = images.shape
+        strength = self.shading * torch.rand(count, 1, 1, 1, generator=generator)
+        coarse = strength * torch.randn(count, 1, _SHADING_GRID, _SHADING_GRID, generator=generator)
+        field = F.interpolate(coarse.to(images), (height, width), mode="bilinear", align_corners=True)
+        return images + field  # beyond 0..1, too: what follows has no need of the limits
 
     def _blur(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return gaussian_blur(images, _uniform(len(images), *self.blur_sigma, generator))

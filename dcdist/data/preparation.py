@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dcdist.data.augment import normalize, to_float
+from dcdist.data.augment import normalize, standardize, to_float
 from dcdist.data.loader import Batch
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import torch_generator
@@ -19,6 +19,7 @@ class Preparation:
 
     mean: Sequence[float]
     std: Sequence[float]
+    standardize: bool = False  # each image by its own mean and standard deviation, in place of these
 
     def __call__(self, batch: Batch, views: Sequence[View]) -> Batch:
         """The pixels of each view as normalised float [B, 3, S, S] in channels_last memory (tiles: [B, T, 3, S, S]).
@@ -35,4 +36,4 @@ class Preparation:
         images = view.augmentation(to_float(pixels), generator)
         if view.tiles is not None:
             return view.tiles(images, generator)
-        return normalize(images, self.mean, self.std)
+        return standardize(images) if self.standardize else normalize(images, self.mean, self.std)

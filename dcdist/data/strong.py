@@ -21,8 +21,8 @@ class StrongAugmentation:
 
     Args:
         num_operations: operations of RandAugment in a row, each with a random magnitude.
-        cutout: a square of random side 1..cutout, around a random pixel, becomes grey (DeVries and Taylor, 2017); 0
-            for none.
+        cutout: a square of random side 1..cutout, around a random pixel, becomes grey, what of it lies inside (DeVries and
+            Taylor, 2017); 0 for none.
     """
 
     num_operations: int
@@ -32,15 +32,15 @@ class StrongAugmentation:
         """uint8 [S, S, 3] -> the same; `seed` decides."""
         side = pixels.shape[0]
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's, too
             image = pixels.permute(2, 0, 1)
             for _ in range(self.num_operations):
                 image = _operation(int(torch.randint(_MAGNITUDES, ())))(image)
             pixels = image.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
             if self.cutout:
                 length = int(torch.randint(1, self.cutout + 1, ()))
-                top, left = ((torch.randint(side, (2,)) - length // 2).clamp(min=0)).tolist()
-                pixels[top : top + length, left : left + length] = _GREY
+                top, left = (torch.randint(side, (2,)) - length // 2).tolist()
+                pixels[max(0, top) : top + length, max(0, left) : left + length] = _GREY
         return pixels
 
 

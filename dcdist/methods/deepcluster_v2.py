@@ -19,7 +19,7 @@ from dcdist.data.transforms import View
 from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Embedder, Prototypes
-from dcdist.models.projection import ProjectedBackbone, Projector, features_of_views
+from dcdist.models.projection import ProjectedBackbone, Projector, embed_views
 
 NUM_BANK_VIEWS = 2  # the first views of an image, whose embeddings are kept to be clustered
 
@@ -82,8 +82,7 @@ class DeepClusterV2(Method):
     def forward(self, microbatch: Microbatch) -> Outputs:
         (batch,) = microbatch.values()
         assert batch.targets is not None
-        features = features_of_views(self.backbone, batch.views)
-        embeddings = torch.stack([self.projector(rows) for rows in features], dim=1)
+        embeddings = embed_views(self.backbone, self.projector, batch.views)
         logits = tuple(prototypes(embeddings) / self.temperature for prototypes in self.prototypes)
         return Outputs(batch.sample_ids, embeddings[:, :NUM_BANK_VIEWS].detach(), logits, batch.targets)
 

@@ -56,7 +56,10 @@ class Joint(Method):
     def forward(self, microbatch: Microbatch) -> dict[str, Any]:
         outputs = {}
         for name in self.parts:
-            streams = {stream: batch for stream, batch in microbatch.items() if stream.split("/", 1)[0] == name}
+            prefix = f"{name}/"
+            streams = {
+                stream.removeprefix(prefix): batch for stream, batch in microbatch.items() if stream.startswith(prefix)
+            }
             if name == self.leading:
                 outputs[name] = self._part(name)(streams)
             else:

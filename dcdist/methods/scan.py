@@ -15,7 +15,7 @@ from torch import nn
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import numpy_generator
-from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled, usage_entropy_ratio
+from dcdist.methods.base import USAGE, EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier, LinearHeads
 
@@ -119,7 +119,9 @@ class Scan(Method):
         return self.heads.classifier(int(self.selection_losses.argmin()))
 
     def figures(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        return usage_entropy_ratio(outputs.anchors.softmax(2).mean((0, 1)))
+        """How evenly classes are used, the mean over the heads: what one calls a class is another's other class."""
+        each = [usage_entropy_ratio(head)[USAGE] for head in outputs.anchors.softmax(2).mean(0)]
+        return {USAGE: torch.stack(each).mean()}
 
     def chance_losses(self) -> dict[str, float]:
         return {"consistency": self.heads.num_heads * math.log(self.heads.num_classes)}
@@ -133,5 +135,5 @@ def scan_terms(anchors: torch.Tensor, neighbors: torch.Tensor) -> tuple[torch.Te
     """
     log_anchors, log_neighbors = anchors.log_softmax(2), neighbors.log_softmax(2)
     consistency = -(log_anchors + log_neighbors).logsumexp(2).mean(0)
-    mean = log_anchors.exp().mean(0)
-    return consistency, torch.special.entr(mean).sum(1)
+    log_mean = log_anchors.logsumexp(0) - math.log(len(log_anchors))  # of a mean that is 0, p log p has no gradient
+    return consistency, -(log_mean.exp() * log_mean).sum(1)

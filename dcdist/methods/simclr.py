@@ -16,7 +16,7 @@ from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled
 from dcdist.models.backbone import Backbone
-from dcdist.models.projection import Projector, features_of_views
+from dcdist.models.projection import Projector, embed_views
 
 NUM_VIEWS = 2
 
@@ -61,8 +61,7 @@ class Simclr(Method):
 
     def forward(self, microbatch: Microbatch) -> Outputs:
         (batch,) = microbatch.values()
-        features = features_of_views(self.backbone, batch.views)
-        return Outputs(torch.stack([self.projector(rows) for rows in features], dim=1))
+        return Outputs(embed_views(self.backbone, self.projector, batch.views))
 
     def losses(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """The normalised temperature-scaled cross-entropy (equation 1) of all 2 B views."""

@@ -18,7 +18,7 @@ from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
-from dcdist.models.projection import Projector, features_of_views
+from dcdist.models.projection import Projector, embed_views
 
 NUM_CODE_VIEWS = 2  # the first views of an image get codes, all other views predict them
 
@@ -94,8 +94,7 @@ class Swav(Method):
 
     def forward(self, microbatch: Microbatch) -> Outputs:
         (batch,) = microbatch.values()
-        features = features_of_views(self.backbone, batch.views)
-        embeddings = torch.stack([self.projector(rows) for rows in features], dim=1)
+        embeddings = embed_views(self.backbone, self.projector, batch.views)
         return Outputs(embeddings[:, :NUM_CODE_VIEWS].detach(), self.prototypes(embeddings).float())
 
     def losses(self, outputs: Outputs) -> dict[str, torch.Tensor]:
@@ -123,7 +122,8 @@ class Swav(Method):
         return outputs.embeddings
 
     def after_step(self, kept: torch.Tensor) -> None:
-        self.normalize_prototypes()
+        if self.num_steps >= self.frozen_prototype_steps:  # before that it would only add roundings
+            self.normalize_prototypes()
         length = self.queue.shape[1]
         if length and self.num_steps >= self.queue_from_step:
             self.queue.copy_(torch.cat([self.queue, kept.transpose(0, 1)], dim=1)[:, -length:])

@@ -58,16 +58,17 @@ class ProjectedBackbone(nn.Module):
         return rows
 
 
-def features_of_views(backbone: Backbone, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Images [B, 3, S, S] of each view -> features [B, D] of each, neighbours of equal size in one pass.
+def embed_views(backbone: Backbone, projector: Projector, views: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Images [B, 3, S, S] of each of V views -> embeddings [B, V, E].
 
-    One pass of several views is faster, and batch normalisation sees them together, as the published codes do.
+    Neighbours of equal size pass the backbone, and all views the projector, in one batch: that is faster, and batch
+    normalisation sees them together, as the published codes do.
     """
     features: list[torch.Tensor] = []
     start = 0
     for stop in range(1, len(views) + 1):
         if stop == len(views) or views[stop].shape != views[start].shape:
-            together = backbone(torch.cat(list(views[start:stop])))
-            features += together.chunk(stop - start)
+            features.append(backbone(torch.cat(list(views[start:stop]))))
             start = stop
-    return features
+    rows: torch.Tensor = projector(torch.cat(features))
+    return torch.stack(rows.chunk(len(views)), dim=1)

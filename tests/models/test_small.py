@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dcdist.models.small import ResidualBlock, small_convnet, small_resnet
+from dcdist.models.small import ResidualBlock, small_convnet, small_resnet, strided_resnet
 from dcdist.models.sobel import Sobel
 from tests.models.maps import maps_of
 
@@ -72,3 +72,13 @@ def test_residual_block_adds_a_projection_of_its_input() -> None:
         projected = functional.conv2d(inputs, block.shortcut[0].weight, stride=2) / (1 + 1e-5) ** 0.5
     assert outputs.shape == (1, 3, 3, 3)
     torch.testing.assert_close(outputs, torch.relu(convolved + projected))
+
+
+def test_strided_resnet_has_no_layer_at_full_resolution() -> None:
+    network = strided_resnet(nn.Identity(), 3, 32).eval()
+    sizes = []
+    for stage in network.body:
+        stage.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:])))
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 256)
+    assert sizes == [(64, 16, 16), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
+    assert network(torch.zeros(1, 3, 24, 24)).shape == (1, 256)
