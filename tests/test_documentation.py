@@ -13,7 +13,7 @@ import pytest
 from dcdist.config.load import known_keys, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/clusters.md", "k8s/README.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/clusters.md", "docs/methods.md", "k8s/README.md")]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 

@@ -1,113 +1,42 @@
-"""Clusters of frozen features scored against labels, and the read-outs that every row of a comparison shares.
+"""Clusters scored against labels: agreement, balance, and the accuracy of held-out images by the clusters' names.
 
-Shapes: N rows, D features, K clusters, C classes.
+Shapes: N training images, M held-out ones, K clusters, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 
-from dcdist.clustering.merge import merge_clusters
-from dcdist.clustering.pca import fit_pca, l2_normalize
-from dcdist.distributed.collectives import Collectives
-from dcdist.distributed.seeding import derive_seed
 from dcdist.errors import UsageError
+from dcdist.metrics.cluster_metrics import cluster_sizes, size_entropy_ratio
 from dcdist.metrics.contingency import contingency
 from dcdist.metrics.partition_scores import (
     accuracy_of_names,
     ami,
     ari,
+    entropy,
     hungarian_accuracy,
     majority_purity,
     name_clusters,
     nmi,
 )
 
-DEFAULT_NUM_RESTARTS = 20
-_WARD_CLUSTERS_PER_CLUSTER = 20
-_WARD_CLUSTERS = (200, 2000)  # at least, and at most: merging takes the square of it in memory
-_WARD_ROWS_PER_CLUSTER = 5
-_ROWS_A_BLOCK = 4096
-_WARD_ITERATIONS = 10  # clusters that are to be merged need not be settled
+LARGEST_TABLE = 20  # clusters; of more a table says nothing to a reader
+SCORES = ("nmi", "ari", "ami", "accuracy", "purity")
 
 
 @dataclass(frozen=True)
-class FeatureClusters:
-    """k-means of a feature matrix; `objective` is the sum of squared distances / N."""
+class Partition:
+    """Some images' clusters beside their classes."""
 
-    assignments: torch.Tensor  # [N] int32
-    centroids: torch.Tensor  # [K, D] float32
-    objective: float
-
-
-def cluster_features(
-    features: torch.Tensor,
-    num_clusters: int,
-    seed: int,
-    num_restarts: int = DEFAULT_NUM_RESTARTS,
-    max_iterations: int = 300,
-) -> FeatureClusters:
-    """k-means (scikit-learn's, from k-means++) with restarts, of which the lowest objective is kept.
-
-    Few restarts now and then merge two classes, which costs up to 10 points of accuracy.
-
-    Args:
-        features: [N, D] float32, used as they are.
-        num_clusters: K.
-        seed: of the initial centroids.
-        num_restarts: how often.
-        max_iterations: of each restart; most converge before.
-
-    Raises:
-        UsageError: fewer rows than clusters.
-    """
-    if not 1 <= num_clusters <= len(features):
-        raise UsageError(f"{len(features)} images cannot make {num_clusters} clusters: ask for 1 to {len(features)}")
-    random_state = derive_seed(seed, "cluster_features") % 2**32  # what scikit-learn takes
-    kmeans = KMeans(num_clusters, n_init=num_restarts, max_iter=max_iterations, random_state=random_state)
-    kmeans.fit(features.numpy())
-    return FeatureClusters(
-        assignments=torch.from_numpy(kmeans.labels_.astype(np.int32)),
-        centroids=torch.from_numpy(kmeans.cluster_centers_.astype(np.float32)),
-        objective=float(kmeans.inertia_) / len(features),
-    )
-
-
-def ward_clusters(features: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
-    """Many clusters of k-means, merged to K by Ward's rule: [N] int32. Uses no labels; linear in N.
-
-    The many are 20 for each wanted cluster, between 200 and 2000, and leave 5 rows each.
-    """
-    at_least, at_most = _WARD_CLUSTERS
-    num_many = min(max(at_least, _WARD_CLUSTERS_PER_CLUSTER * num_clusters), at_most)
-    num_many = max(num_clusters, min(num_many, len(features) // _WARD_ROWS_PER_CLUSTER))
-    many = cluster_features(features, num_many, seed, num_restarts=1, max_iterations=_WARD_ITERATIONS)
-    sizes = torch.bincount(many.assignments, minlength=num_many)
-    return merge_clusters(many.centroids, sizes, num_clusters)[many.assignments.long()]
-
-
-def whitened(
-    features: torch.Tensor, num_dimensions: int, epsilon: float = 1e-4
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The read-out that whitens the principal components of these rows, then scales each row to length 1.
-
-    Args:
-        features: [N, D] float32, the rows that the components are fitted to.
-        num_dimensions: components kept; at most min(N, D) are.
-        epsilon: share of the largest eigenvalue added to each before whitening.
-
-    Raises:
-        RunError: the rows are all equal, or not finite.
-    """
-    dimensions = min(num_dimensions, *features.shape)
-    pca = fit_pca(lambda: iter(torch.split(features, _ROWS_A_BLOCK)), dimensions, True, epsilon, Collectives())
-    return lambda rows: l2_normalize(pca.transform(rows))
+    assignments: torch.Tensor  # [N] int32, -1 where an image did not decode
+    labels: torch.Tensor  # [N] int, -1 without a label
 
 
 @dataclass(frozen=True)
@@ -172,3 +101,76 @@ def accuracy_by_naming(
         by_train_naming=accuracy_of_names(test_clusters, test_classes, names),
         by_best_naming=hungarian_accuracy(test_clusters, test_classes),
     )
+
+
+def describe_clusters(
+    num_clusters: int, train: Partition, heldout: Partition | None, num_classes: int
+) -> dict[str, Any]:
+    """A clustering's scores, sizes and tables as JSON values.
+
+    Args:
+        num_clusters: K, those included that are empty.
+        train: the images that were clustered.
+        heldout: other images in the same clusters, or None.
+        num_classes: C, columns of the tables.
+
+    Raises:
+        UsageError: no image has a label and a cluster.
+    """
+    described = {"num_clusters": num_clusters, "train": _describe(train, num_clusters)}
+    described["table"] = _table(train, num_clusters, num_classes)
+    if heldout is not None:
+        named = accuracy_by_naming(train.assignments, train.labels, heldout.assignments, heldout.labels)
+        described["heldout"] = {
+            "by_train_naming": named.by_train_naming,
+            "by_best_naming": named.by_best_naming,
+            **_describe(heldout, num_clusters),
+        }
+        described["heldout_table"] = _table(heldout, num_clusters, num_classes)
+    return described
+
+
+def _describe(partition: Partition, num_clusters: int) -> dict[str, Any]:
+    scores = cluster_scores(partition.assignments, partition.labels)
+    sizes = cluster_sizes(partition.assignments.numpy(), num_clusters)
+    class_entropies = [entropy(row) for row in scores.table]
+    return {
+        **{name: getattr(scores, name) for name in SCORES},
+        "sizes": sizes.tolist(),
+        "size_entropy_ratio": size_entropy_ratio(sizes),
+        "class_entropies": class_entropies + [0.0] * (num_clusters - len(class_entropies)),  # nats, of each cluster
+    }
+
+
+def _table(partition: Partition, num_clusters: int, num_classes: int) -> list[list[int]] | None:
+    """Counts [K, C]; None of more than 20 clusters."""
+    if num_clusters > LARGEST_TABLE:
+        return None
+    table = np.zeros((num_clusters, num_classes), np.int64)
+    found = contingency(partition.assignments.numpy(), partition.labels.numpy())
+    table[found.rows, found.columns] = found.counts
+    return table.tolist()
+
+
+def render_clusters(clusters: Mapping[str, Any], label_names: list[str] | None) -> str:
+    """What `describe_clusters` gave, in words and, of few clusters, as a table of the training images."""
+    lines = [f"final clusters: {clusters['num_clusters']}, cluster x class on the training images"]
+    table, train = clusters["table"], clusters["train"]
+    if table is not None:
+        names = [label_names[i] if label_names else str(i) for i in range(len(table[0]))]
+        width = max(8, *(len(name) for name in names))
+        lines.append(" " * 10 + "".join(f"{name:>{width + 2}}" for name in names))
+        lines += [
+            f"{number:>10}" + "".join(f"{count:>{width + 2}}" for count in row) for number, row in enumerate(table)
+        ]
+    lines.append(
+        f"majority purity on training images {train['purity']:.3f}, "
+        f"accuracy {train['accuracy']:.3f}, NMI {train['nmi']:.3f}"
+    )
+    if "heldout" in clusters:
+        heldout = clusters["heldout"]
+        lines.append(
+            f"accuracy on held-out images {heldout['by_train_naming']:.3f} (clusters named on the training images), "
+            f"{heldout['by_best_naming']:.3f} (better of the namings on the held-out images)"
+        )
+    return "\n".join(lines)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from dcdist.clustering.pca import l2_normalize
-from dcdist.evaluation.clusters import cluster_features, ward_clusters, whitened
 from dcdist.evaluation.knn import DEFAULT_NUM_NEIGHBORS, knn_accuracy
 from dcdist.evaluation.linear import linear_accuracy
+from dcdist.evaluation.readouts import PLAIN, WARD, WHITENED, label_free_readouts
+from dcdist.evaluation.tables import aligned, figure
 from dcdist.metrics.partition_scores import hungarian_accuracy, nmi
 
 DEFAULT_NUM_SEEDS = 3
@@ -73,15 +73,14 @@ def evaluate_features(
         RunError: the features are all equal or not finite.
     """
     labels = labels_train.numpy()
+    readouts = label_free_readouts(features_train, num_classes, whitening_dimensions)
 
-    def score(cluster: Callable[[int], torch.Tensor]) -> ReadoutScores:
-        partitions = [cluster(seed + number).numpy() for number in range(num_seeds)]
+    def score(name: str) -> ReadoutScores:
+        partitions = [readouts[name](seed + number).assignments.numpy() for number in range(num_seeds)]
         nmis = [nmi(partition, labels) for partition in partitions]
         accuracies = [hungarian_accuracy(partition, labels) for partition in partitions]
         return ReadoutScores(statistics.fmean(nmis), min(nmis), max(nmis), statistics.fmean(accuracies))
 
-    plain_rows = l2_normalize(features_train)
-    white_rows = whitened(features_train, whitening_dimensions)(features_train)
     num_voters = int((labels_train >= 0).sum()) - (features_test is None)
     knn = knn_accuracy(
         features_train,
@@ -95,9 +94,9 @@ def evaluate_features(
         linear_top1 = linear_accuracy(features_train, labels_train, features_test, labels_test, seed).top1
     return SummaryRow(
         name=name,
-        plain=score(lambda number: cluster_features(plain_rows, num_classes, number).assignments),
-        whitened=score(lambda number: cluster_features(white_rows, num_classes, number).assignments),
-        ward=score(lambda number: ward_clusters(plain_rows, num_classes, number)),
+        plain=score(PLAIN),
+        whitened=score(WHITENED),
+        ward=score(WARD),
         knn=knn.top1,
         linear=linear_top1,
         num_clusters=num_classes,
@@ -113,27 +112,14 @@ def summary_dict(rows: Sequence[SummaryRow]) -> dict[str, Any]:
 def render_summary(rows: Sequence[SummaryRow]) -> str:
     """The rows as an aligned table of plain text, with a line that says how they were measured."""
     header = ["", "NMI", "ACC", "NMI white", "ACC white", "NMI Ward", "ACC Ward", "kNN", "linear"]
-    table = [header, *([row.name, *map(_figure, _figures(row))] for row in rows)]
-    used = [column for column in zip(*table, strict=True) if any(cell != "-" for cell in column[1:])]
-    widths = [max(map(len, column)) for column in used]
-    lines = [
-        "  ".join(
-            [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for cells in zip(*used, strict=True)
-    ]
-    rule = "-" * max(map(len, lines))
+    lines = aligned(header, [[row.name, *map(figure, _figures(row))] for row in rows])
     measured = (
         f"{rows[0].num_clusters} clusters; NMI and ACC are means over {rows[0].num_seeds} seeds of k-means. "
         "Labels serve these scores alone."
     )
-    return "\n".join([lines[0], rule, *lines[1:], measured])
+    return "\n".join([*lines, measured])
 
 
 def _figures(row: SummaryRow) -> list[float | None]:
     readouts = (row.plain, row.whitened, row.ward)
     return [*(figure for scores in readouts for figure in (scores.nmi, scores.accuracy)), row.knn, row.linear]
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

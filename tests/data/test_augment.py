@@ -15,9 +15,13 @@ from dcdist.data.augment import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    gaussian_blur,
     grey,
     inverse_affine,
+    invert,
     normalize,
+    project_colors,
+    solarize,
     to_float,
 )
 
@@ -121,6 +125,8 @@ def everything() -> BatchAugmentation:
     return BatchAugmentation(
         rotation_degrees=15, shear=0.15, translate=0.12, scale=(0.8, 1.2), elastic_sigma=0.05,
         brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_probability=0.8, grayscale_probability=0.2,
+        color_projection_probability=0.3, chroma_blur_probability=0.3, solarize_probability=0.3,
+        invert_probability=0.3, blur_probability=0.5,
     )  # fmt: skip
 
 
@@ -170,6 +176,95 @@ def test_elastic_displacement_has_the_given_size():
     assert abs(displacement.mean()) < 0.006
 
 
+def test_blur_equals_torchvision_image_by_image(images):
+    sigma = torch.tensor([0.1, 0.5, 1.0, 1.3, 1.7, 2.0])
+    # Kernels of one size for all images: twice the largest deviation to either side.
+    expected = [reference.gaussian_blur(image, [9, 9], [s, s]) for image, s in zip(images, sigma.tolist(), strict=True)]
+    assert torch.allclose(gaussian_blur(images, sigma), torch.stack(expected), atol=1e-5)
+
+
+def test_blur_of_a_point_by_hand():
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 4, 4] = 1.0
+    weights = torch.tensor([math.exp(-offset * offset / 2) for offset in (-2, -1, 0, 1, 2)])
+    weights /= weights.sum()
+    found = gaussian_blur(image, torch.tensor([1.0]))[0, 0]
+    assert torch.allclose(found[2:7, 2:7], torch.outer(weights, weights), atol=1e-6)
+    assert float(found.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_blur_of_pictures_smaller_than_its_kernel_keeps_what_is_constant(side):
+    constant = torch.full((2, 3, side, side), 0.3)
+    assert torch.allclose(gaussian_blur(constant, torch.tensor([0.5, 2.0])), constant)
+
+
+def test_colour_projection_removes_green_against_magenta_and_nothing_else():
+    axis = torch.tensor([-1.0, 2.0, -1.0])
+    # I - a a^T / (a^T a) of (0.5, 0.7, 0.3): a^T x = 0.6, less 0.6 / 6 (-1, 2, -1).
+    image = torch.tensor([0.5, 0.7, 0.3]).view(1, 3, 1, 1)
+    projected = project_colors(image)
+    assert projected.flatten().tolist() == pytest.approx([0.6, 0.5, 0.4])
+    assert float(projected.flatten() @ axis) == pytest.approx(0.0, abs=1e-6)
+    assert torch.allclose(project_colors(projected), projected)
+    grey_image = torch.full((1, 3, 2, 2), 0.4)
+    assert torch.allclose(project_colors(grey_image), grey_image)
+    green = project_colors(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
+    assert green.flatten().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    magenta = project_colors(torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1))
+    assert magenta.flatten().tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3])
+    orange = project_colors(torch.tensor([1.0, 0.1, 0.0]).view(1, 3, 1, 1))  # a^T x = -0.8
+    assert orange.flatten().tolist() == pytest.approx([1 - 0.8 / 6, 0.1 + 1.6 / 6, 0.0]), "stays within 0..1"
+
+
+def test_solarize_and_invert_equal_torchvision(images):
+    assert torch.allclose(solarize(images), reference.solarize(images, 0.5))
+    assert torch.allclose(invert(images), reference.invert(images))
+    assert solarize(torch.tensor([0.2, 0.5, 0.7])).tolist() == pytest.approx([0.2, 0.5, 0.3])
+
+
+def test_chroma_blur_keeps_the_luma_and_blurs_the_colours(images):
+    pale = 0.3 + 0.4 * images  # far from 0 and 1, where clamping would change the luma
+    blurred = BatchAugmentation(chroma_blur_probability=1.0, blur_sigma=(1.5, 1.5))(pale, generator())
+    assert torch.allclose(grey(blurred), grey(pale), atol=2e-4)  # the published weights sum to 0.9999
+    chroma = gaussian_blur(pale - grey(pale), torch.full((6,), 1.5))
+    assert torch.allclose(blurred - grey(blurred), chroma - grey(chroma), atol=2e-4)
+    assert float((blurred - pale)[:5].abs().amax((1, 2, 3)).min()) > 0.01
+    assert torch.allclose(blurred[5], pale[5], atol=2e-4), "a grey picture has no colours to blur"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blur_probability",
+        "chroma_blur_probability",
+        "color_projection_probability",
+        "solarize_probability",
+        "invert_probability",
+    ],
+)
+def test_each_change_has_its_probability(images, name):
+    many = images[:1].repeat(500, 1, 1, 1)
+    changed = BatchAugmentation(**{name: 0.3}, blur_sigma=(1.0, 2.0))(many, generator())
+    share = (changed != many).flatten(1).any(1).float().mean()
+    assert 0.23 < share < 0.37  # 3.3 standard deviations
+    assert torch.equal(BatchAugmentation(**{name: 0.0})(many, generator()), many)
+    certain = BatchAugmentation(**{name: 1.0}, blur_sigma=(1.0, 2.0))(many, generator())
+    assert bool((certain != many).flatten(1).any(1).all())
+
+
+def test_deviations_of_the_blur_are_uniform_in_their_range():
+    # The central weight of a kernel tells its deviation: pictures of one bright pixel.
+    points = torch.zeros(400, 3, 17, 17)
+    points[:, :, 8, 8] = 1.0
+    blurred = BatchAugmentation(blur_probability=1.0, blur_sigma=(0.5, 2.0))(points, generator())
+    ratio = blurred[:, 0, 8, 9] / blurred[:, 0, 8, 8]  # exp(-1 / (2 sigma^2))
+    sigma = (-0.5 / ratio.log()).sqrt()
+    assert 0.5 <= sigma.min() + 1e-3 < 0.52
+    assert 1.98 < sigma.max() <= 2.001
+    assert 1.19 < sigma.mean() < 1.31
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -177,6 +272,9 @@ def test_elastic_displacement_has_the_given_size():
         ({"hue": 0.6}, "hue is 0.6"),
         ({"grayscale_probability": 1.1}, "grayscale_probability is 1.1"),
         ({"scale": (0.0, 1.0)}, "scale is"),
+        ({"blur_probability": 1.5}, "blur_probability is 1.5"),
+        ({"invert_probability": -1.0}, "invert_probability is -1.0"),
+        ({"blur_sigma": (2.0, 1.0)}, "blur_sigma is"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

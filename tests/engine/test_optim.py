@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcdist.engine.optim import Optimizer, Schedule
+from dcdist.engine.optim import Optimizer, Schedule, adapt_gradients
 from dcdist.engine.state_files import flatten, unflatten
 
 CONSTANT = Schedule(0.1, "constant", 0, 100)
@@ -155,3 +155,94 @@ def test_schedule_by_hand() -> None:
 def test_a_schedule_shorter_than_its_warmup_only_rises() -> None:
     schedule = Schedule(1.0, "cosine", 10, 5)
     assert [schedule.at(step) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_cosine_ends_at_its_final_ratio_by_hand() -> None:
+    cosine = Schedule(4.8, "cosine", 2, 10, final_ratio=0.001)
+    assert [cosine.at(step) for step in (2, 6, 10, 30)] == pytest.approx([4.8, 0.5 * (4.8 + 0.0048), 0.0048, 0.0048])
+    assert cosine.at(4) == pytest.approx(0.0048 + (4.8 - 0.0048) * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_warmup_rises_from_its_ratio_by_hand() -> None:
+    schedule = Schedule(4.0, "constant", 4, 10, warmup_ratio=0.2)
+    assert [schedule.at(step) for step in range(6)] == pytest.approx([1.6, 2.4, 3.2, 4.0, 4.0, 4.0])
+
+
+def test_steps_divide_by_ten_by_hand() -> None:
+    schedule = Schedule(1.0, "steps", 2, 10, decay_steps=(4, 7))
+    rates = [schedule.at(step) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
+    assert Schedule(1.0, "steps", 0, 10).at(9) == 1.0
+
+
+def parameter(weight: list[float], gradient: list[float] | None) -> nn.Parameter:
+    found = nn.Parameter(torch.tensor(weight))
+    found.grad = None if gradient is None else torch.tensor(gradient)
+    return found
+
+
+def test_larc_scales_each_gradient_by_hand() -> None:
+    # |w| = 5, |g| = 2: the rate is 0.001 * 5 / (2 + 0.1 * 5) = 0.002, the gradient with its decay (1.5, 2).
+    first = parameter([3.0, 4.0], [1.2, 1.6])
+    # |w| = 13, |g| = 26: the rate is 0.013 / 27.3.
+    second = parameter([5.0, 12.0], [-10.0, 24.0])
+    adapt_gradients([first, second], weight_decay=0.1)
+    assert first.grad is not None
+    assert first.grad.tolist() == pytest.approx([0.002 * 1.5, 0.002 * 2.0], rel=1e-6)
+    assert second.grad is not None
+    assert second.grad.tolist() == pytest.approx([0.013 / 27.3 * -9.5, 0.013 / 27.3 * 25.2], rel=1e-6)
+
+
+def test_larc_leaves_zeros_as_they_are() -> None:
+    zero_weight, zero_gradient = parameter([0.0, 0.0], [3.0, 4.0]), parameter([3.0, 4.0], [0.0, 0.0])
+    without = parameter([1.0, 1.0], None)
+    adapt_gradients([zero_weight, zero_gradient, without], weight_decay=0.1)
+    assert zero_weight.grad is not None
+    assert zero_weight.grad.tolist() == [3.0, 4.0]
+    assert zero_gradient.grad is not None
+    assert zero_gradient.grad.tolist() == [0.0, 0.0], "no weight decay either"
+    assert without.grad is None
+
+
+def test_larc_is_sgd_with_momentum_over_the_adapted_gradients() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[3.0, 4.0]]))
+    trained = Optimizer([{"params": [module.weight]}], {module.weight: "weight"}, "larc", 0.5, 0.1, CONSTANT)
+    weight, velocity = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for step in range(3):
+        gradient = torch.tensor([1.2, 1.6], dtype=torch.float64)
+        module.weight.grad = gradient.float().view(1, 2)
+        trained.step(step)
+        rate = 0.001 * weight.norm() / (gradient.norm() + 0.1 * weight.norm())
+        velocity = 0.5 * velocity + rate * (gradient + 0.1 * weight)
+        weight = weight - 0.1 * velocity
+        torch.testing.assert_close(module.weight[0].detach().double(), weight, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "larc", "adamw"])
+def test_a_frozen_group_stays_bit_equal_and_then_starts_without_momentum(kind: str) -> None:
+    module, twin = network(), network()
+    trained = optimizer(module, kind, frozen_steps=3)
+    initial = copy.deepcopy(module[2].state_dict())
+    train(module, trained, range(3))
+    assert all(torch.equal(value, initial[name]) for name, value in module[2].state_dict().items())
+    assert set(trained.state_dict()) == {"0.weight", "0.bias"}
+    assert not torch.equal(module[0].weight, twin[0].weight)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+    twin.load_state_dict(module.state_dict())
+    train(module, trained, range(3, 4))
+    train(twin, optimizer(twin, kind), range(3, 4))
+    assert torch.equal(module[2].weight, twin[2].weight), "as one that has never been trained before"
+
+
+@pytest.mark.parametrize("kind", ["sgd", "larc", "adamw"])
+def test_a_skipped_step_changes_nothing_and_tells_the_learning_rate(kind: str) -> None:
+    module = network()
+    trained = optimizer(module, kind, Schedule(0.1, "cosine", 0, 4))
+    train(module, trained, range(2))
+    weights, state = copy.deepcopy(module.state_dict()), copy.deepcopy(trained.state_dict())
+    assert trained.step(2, skip=True) == pytest.approx(0.05)
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    torch.testing.assert_close(trained.state_dict(), state, rtol=0, atol=0)

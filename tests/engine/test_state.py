@@ -1,4 +1,4 @@
-"""Progress and the adopted clustering: what they hold survives a checkpoint."""
+"""What a run's state holds beside the optimizer survives a checkpoint: progress, clusters, weights, what decodes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.types import Clustering, HeadClustering
-from dcdist.engine.state import AdoptedClustering, Progress
+from dcdist.engine.state import AdoptedClustering, Decodability, MethodState, Progress
 from dcdist.engine.state_files import flatten, unflatten
+from tests.methods.small_methods import STREAMS, small_method
+from tests.methods.training import steps
 
 
 def stored(state: dict[str, Any]) -> dict[str, Any]:
@@ -103,3 +107,63 @@ def test_a_clustering_without_pca_and_held_out_images() -> None:
     assert (other.pca, other.heldout_targets) == (None, None)
     adopted.clear()
     assert adopted.clustering is None
+
+
+def test_adopted_neighbours_survive_a_checkpoint() -> None:
+    adopted, other = AdoptedClustering(), AdoptedClustering()
+    adopted.set(Clustering((), torch.tensor([[1, 2], [-1, -1], [1, 0]])), None)
+    other.load_state_dict(stored(adopted.state_dict()))
+    assert other.clustering is not None
+    assert other.clustering.heads == ()
+    assert other.clustering.neighbors is not None
+    assert other.clustering.neighbors.tolist() == [[1, 2], [-1, -1], [1, 0]]
+
+
+def test_usable_are_the_images_that_decode() -> None:
+    decodability = Decodability()
+    decodability.undecodable = [1, 4]
+    usable = decodability.usable(6)
+    assert usable.tolist() == [0, 2, 3, 5]
+    assert usable.dtype == np.int64
+    decodability.undecodable = []
+    assert decodability.usable(3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("undecodable", [None, [], [1, 4]])
+def test_what_decodes_survives_a_checkpoint(undecodable: list[int] | None) -> None:
+    decodability, other = Decodability(), Decodability()
+    decodability.undecodable, other.undecodable = undecodable, [7]
+    other.load_state_dict(stored(decodability.state_dict()))
+    assert other.undecodable == undecodable
+
+
+def test_a_backbone_that_several_parts_share_is_stored_once_under_its_own_name() -> None:
+    method = small_method("joint")
+    everything, state = method.state_dict(), MethodState(method).state_dict()
+    backbone = {name for name in state if "backbone." in name}
+    assert backbone == {f"backbone.{name}" for name in method.backbone.state_dict()}
+    copies = {name for name in everything if ".backbone." in name}
+    assert len(copies) == 3 * len(backbone)
+    assert state.keys() == everything.keys() - copies
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_method_comes_back_from_a_checkpoint_bit_by_bit(name: str) -> None:
+    method = small_method(name)
+    list(steps(method, name, 2))
+    state = stored(dict(MethodState(method).state_dict()))
+    other = small_method(name)
+    MethodState(other).load_state_dict(state)
+    found = other.state_dict()
+    for key, value in method.state_dict().items():
+        assert torch.equal(found[key], value), key
+    for module in other.modules():
+        assert getattr(module, "backbone", other.backbone) is other.backbone
+
+
+def test_a_state_that_lacks_something_is_refused() -> None:
+    method = small_method("joint")
+    state = MethodState(method).state_dict()
+    del state["backbone.body.conv1.0.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*backbone\.body\.conv1\.0\.weight"):
+        MethodState(small_method("joint")).load_state_dict(state)

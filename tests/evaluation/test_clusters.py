@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 
 from dcdist.clustering.pca import l2_normalize
 from dcdist.errors import RunError, UsageError
-from dcdist.evaluation.clusters import accuracy_by_naming, cluster_features, cluster_scores, ward_clusters, whitened
+from dcdist.evaluation.clusters import accuracy_by_naming, cluster_scores
+from dcdist.evaluation.feature_clusters import cluster_features
+from dcdist.evaluation.readouts import ward_readout, whitened
 from dcdist.metrics.partition_scores import ari, nmi
 
 
@@ -58,8 +60,8 @@ def test_ward_with_a_cluster_a_row_is_agglomeration(
     digits: tuple[torch.Tensor, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = digits[0][:120]
-    monkeypatch.setattr("dcdist.evaluation.clusters._WARD_ROWS_PER_CLUSTER", 1)
-    ours = ward_clusters(features, 6, seed=0)
+    monkeypatch.setattr("dcdist.evaluation.readouts._WARD_ROWS_PER_CLUSTER", 1)
+    ours = ward_readout(features, 6, seed=0).assignments
     theirs = AgglomerativeClustering(6, linkage="ward").fit_predict(features.numpy())
     assert ari(ours.numpy(), theirs) == 1.0
 
@@ -111,7 +113,7 @@ def mean_nmi(rows: torch.Tensor, labels: np.ndarray) -> float:
 
 
 def mean_nmi_of_ward(rows: torch.Tensor, labels: np.ndarray) -> float:
-    return float(np.mean([nmi(ward_clusters(rows, 10, seed).numpy(), labels) for seed in range(5)]))
+    return float(np.mean([nmi(ward_readout(rows, 10, seed).assignments.numpy(), labels) for seed in range(5)]))
 
 
 def test_raw_digits(digits: tuple[torch.Tensor, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from dcdist.evaluation.clusters import cluster_features
+from dcdist.evaluation.feature_clusters import cluster_features
 from dcdist.evaluation.knn import knn_accuracy
 from dcdist.evaluation.linear import linear_accuracy
 from dcdist.evaluation.summary import ReadoutScores, SummaryRow, evaluate_features, render_summary, summary_dict

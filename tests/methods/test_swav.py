@@ -29,7 +29,7 @@ def outputs_of(exponentials: list[list[list[float]]]) -> Outputs:
     return Outputs(torch.zeros(len(scores), 2, 6), scores)
 
 
-# Two samples, two prototypes, three views. Codes of the first view, columns then rows scaled to a sum of 1, three times:
+# Two samples, two prototypes, three views. Codes of the first view: columns, then rows scaled to sum to 1, three times:
 #   [[1, 4], [1, 1]] -> [[5/13, 8/13], [5/7, 2/7]] -> [[41/121, 80/121], [41/61, 20/61]]
 #   -> [[365/1093, 728/1093], [365/547, 182/547]]
 # Those of the second view, which has the first one's columns exchanged, are the same exchanged.

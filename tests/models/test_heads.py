@@ -1,4 +1,4 @@
-"""The classifier over clusters: reset in place, with room for fewer clusters than its capacity."""
+"""Heads: one over clusters, reset in place; several side by side; centroids instead of weights; one taken out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from dcdist.models.heads import ClusterHead
+from dcdist.models.heads import Classifier, ClusterHead, LinearHeads, Prototypes
 
 
 @pytest.fixture
@@ -80,3 +80,76 @@ def test_how_many_logits_are_used_is_part_of_the_state(head: ClusterHead) -> Non
 def test_more_clusters_than_logits_are_refused(head: ClusterHead, num_clusters: int) -> None:
     with pytest.raises(ValueError, match=f"{num_clusters} clusters do not fit the head's 200 logits"):
         head.reset(num_clusters, generator())
+
+
+def test_a_classifier_by_hand() -> None:
+    weight, bias = torch.tensor([[1.0, 10.0], [2.0, 20.0]]), torch.tensor([0.5, 0.0])
+    features = torch.tensor([[1.0, -1.0]])
+    assert Classifier(weight, bias, relu_first=True).logits(features).tolist() == [[1.5, 2.0]]
+    logits = Classifier(weight, bias, relu_first=False).logits(features.half())
+    assert logits.tolist() == [[-8.5, -18.0]]
+    assert logits.dtype == torch.float32
+
+
+def linear_heads(num_heads: int, relu_first: bool = False) -> LinearHeads:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LinearHeads(num_features=6, num_classes=4, num_heads=num_heads, relu_first=relu_first)
+
+
+@pytest.mark.parametrize("relu_first", [False, True])
+def test_a_head_taken_out_says_what_it_said_among_the_others(relu_first: bool) -> None:
+    heads = linear_heads(3, relu_first)
+    features = torch.randn(5, 6, generator=generator())
+    logits = heads(features)
+    assert logits.shape == (5, 3, 4)
+    for number in range(3):
+        torch.testing.assert_close(heads.classifier(number).logits(features), logits[:, number].detach())
+
+
+def test_what_is_taken_out_is_a_copy() -> None:
+    heads = linear_heads(2)
+    classifier = heads.classifier(1)
+    before = classifier.weight.clone()
+    with torch.no_grad():
+        heads.linear.weight.zero_()
+    assert torch.equal(classifier.weight, before)
+    assert not classifier.weight.requires_grad
+
+
+def test_every_head_becomes_the_classifier_that_is_set() -> None:
+    heads, other = linear_heads(3), linear_heads(2)
+    weight = heads.linear.weight
+    heads.set(other.classifier(1))
+    assert heads.linear.weight is weight
+    features = torch.randn(5, 6, generator=generator())
+    for logits in heads(features).unbind(1):
+        torch.testing.assert_close(logits, other(features)[:, 1])
+
+
+def test_cosines_with_centroids_of_any_length_by_hand() -> None:
+    prototypes = Prototypes(capacity=4, dimensions=2)
+    prototypes.set(torch.tensor([[3.0, 4.0], [0.0, 0.5], [-2.0, 0.0]]))
+    cosines = prototypes(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    torch.testing.assert_close(cosines, torch.tensor([[[0.6, 0.0, -1.0]], [[0.8, 1.0, 0.0]]]))
+    assert list(prototypes.parameters()) == [], "prototypes do not learn"
+
+
+def test_fewer_centroids_leave_nothing_of_those_before_and_the_number_is_state() -> None:
+    prototypes = Prototypes(capacity=3, dimensions=2)
+    prototypes.set(torch.ones(3, 2))
+    prototypes.set(torch.tensor([[2.0, 0.0]]))
+    assert prototypes.weight.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    other = Prototypes(capacity=3, dimensions=2)
+    other.load_state_dict(copy.deepcopy(prototypes.state_dict()))
+    assert other(torch.tensor([[0.5, 0.5]])).tolist() == [[0.5]]
+
+
+def test_cosines_are_in_full_precision_under_autocast() -> None:
+    prototypes = Prototypes(capacity=2, dimensions=2)
+    prototypes.set(torch.tensor([[1.0, 3.0], [1.0, 0.0]]))
+    embeddings = torch.tensor([[0.1, 0.99]])
+    with torch.autocast("cpu", torch.bfloat16):
+        cosines = prototypes(embeddings)
+    assert cosines.dtype == torch.float32
+    assert torch.equal(cosines, prototypes(embeddings))
