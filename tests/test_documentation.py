@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from dcdist.config.load import known_keys, load_config
+from tests.configs_shrunken import config_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/clusters.md", "docs/methods.md", "k8s/README.md")]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+NAMES = ("README.md", "benchmarks/README.md", "docs/clusters.md", "docs/methods.md", "k8s/README.md")
+DOCUMENTS = [ROOT / name for name in NAMES]
+CONFIGS = config_paths(ROOT / "configs")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -55,7 +57,7 @@ def test_make_targets_in_the_readme_exist() -> None:
 def test_configs_load_and_say_how_they_are_run(path: Path) -> None:
     load_config(path)
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    assert f"dcdist train configs/{path.name}" in header
+    assert f"dcdist train {path.relative_to(ROOT)}" in header
 
 
 def test_imports_run_downwards_only() -> None:
