@@ -103,21 +103,19 @@ def accuracy_by_naming(
     )
 
 
-def describe_clusters(
-    num_clusters: int, train: Partition, heldout: Partition | None, num_classes: int
-) -> dict[str, Any]:
+def describe_clusters(num_clusters: int, train: Partition, heldout: Partition | None = None) -> dict[str, Any]:
     """A clustering's scores, sizes and tables as JSON values.
 
     Args:
         num_clusters: K, those included that are empty.
         train: the images that were clustered.
         heldout: other images in the same clusters, or None.
-        num_classes: C, columns of the tables.
 
     Raises:
         UsageError: no image has a label and a cluster.
     """
-    described = {"num_clusters": num_clusters, "train": _describe(train, num_clusters)}
+    num_classes = 1 + max(int(partition.labels.max()) for partition in (train, heldout) if partition is not None)
+    described: dict[str, Any] = {"num_clusters": num_clusters, "train": _describe(train, num_clusters)}
     described["table"] = _table(train, num_clusters, num_classes)
     if heldout is not None:
         named = accuracy_by_naming(train.assignments, train.labels, heldout.assignments, heldout.labels)
@@ -149,7 +147,8 @@ def _table(partition: Partition, num_clusters: int, num_classes: int) -> list[li
     table = np.zeros((num_clusters, num_classes), np.int64)
     found = contingency(partition.assignments.numpy(), partition.labels.numpy())
     table[found.rows, found.columns] = found.counts
-    return table.tolist()
+    rows: list[list[int]] = table.tolist()
+    return rows
 
 
 def render_clusters(clusters: Mapping[str, Any], label_names: list[str] | None) -> str:

@@ -1,0 +1,200 @@
+"""What an attempt does between its beginning and its end: goes on from the newest checkpoint, trains, scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dcdist.attempt_description import job_started_at
+from dcdist.build.run import build_recorder
+from dcdist.build.stage import Surroundings, build_stage
+from dcdist.clustering.types import Clustering
+from dcdist.commits import Kind
+from dcdist.config.identity import grown_stages, identity_digest
+from dcdist.config.load import parse_yaml, to_yaml, validate
+from dcdist.config.schema import ExperimentConfig
+from dcdist.data.loader import BatchLoader
+from dcdist.data.source import ImageSource
+from dcdist.devices import num_loader_processes
+from dcdist.distributed.collectives import Collectives
+from dcdist.engine.artefacts import assignments_table, keys_table, neighbors_table, to_parquet
+from dcdist.engine.boundary import Boundary
+from dcdist.engine.checkpoint import Checkpointer
+from dcdist.engine.pipeline import RunState, Stage, run_stages
+from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
+from dcdist.engine.restore import StoredCheckpoint
+from dcdist.errors import UsageError
+from dcdist.metrics.recorder import Recorder
+from dcdist.models.backbone import Backbone
+from dcdist.models.initial_weights import load_initial_weights
+from dcdist.models.numerics import Numerics
+from dcdist.run_directory import CONFIG, KEYS, Attempt, RunDirectory
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What an attempt has when it begins to train."""
+
+    config: ExperimentConfig  # resolved
+    run_directory: RunDirectory
+    attempt: Attempt
+    source: ImageSource
+    heldout: ImageSource | None
+    fingerprint: str  # of the source
+    backbone: Backbone
+    collectives: Collectives
+    devices: tuple[torch.device, ...]  # this process's own first
+    signals: SignalFlag
+
+
+class Training:
+    """The stages of a run, from wherever its newest checkpoint is to the scores."""
+
+    def __init__(self, begun: Begun) -> None:
+        self._begun = begun
+        self._config = begun.config
+        self._directory = begun.run_directory
+        self._storage = begun.run_directory.storage
+        self._attempt = begun.attempt
+        self._collectives = begun.collectives
+        self._digest = identity_digest(begun.config, begun.fingerprint)
+        self._checkpointer = Checkpointer(
+            self._directory, self._attempt, self._collectives, self._digest, keep=self._config.checkpoint.keep
+        )
+        checkpoint = self._config.checkpoint
+        self._clock = SaveClock(checkpoint.every_num_steps, checkpoint.every_seconds)
+        self._state = RunState()
+        self._recorder = Recorder(())
+
+    def run(self) -> None:
+        """Trains what is left of every stage, then scores the last."""
+        begun, config = self._begun, self._config
+        found = self._begin()
+        if self._collectives.is_main:
+            self._recorder = build_recorder(config, self._directory, self._attempt.number, job_started_at())
+        watch = Watch(self._ask_storage, WATCH_SECONDS) if self._collectives.is_main else None
+        device = begun.devices[0]
+        loader = BatchLoader(
+            [begun.source, begun.heldout] if begun.heldout else [begun.source],
+            num_loader_processes(config.data, device),
+            pin_memory=device.type == "cuda",
+        )
+        train = config.train
+        shared = Surroundings(
+            config=config,
+            source=begun.source,
+            heldout_source=begun.heldout,
+            backbone=begun.backbone,
+            numerics=Numerics(device, train.precision == "bf16", bool(train.channels_last)),
+            devices=begun.devices,
+            loader=loader,
+            collectives=self._collectives,
+            boundary=Boundary(self._collectives, begun.signals, self._clock, watch),
+            recorder=self._recorder,
+            state=self._state,
+            save=self._save,
+            write_clustering=self._write_clustering,
+        )
+        try:
+            names = [stage.name for stage in config.resolved_stages()]
+            self._recorder.record(
+                *("event", names[0], 0, found.name.step if found else 0),
+                event="start",
+                attempt=self._attempt.number,
+                began_from=str(found.name) if found else None,
+                repeated_steps=self._checkpointer.repeated_steps,
+            )
+            last = run_stages(
+                names, lambda number: build_stage(shared, number), self._state, found, self._write_clustering
+            )
+            self._score(last, shared)
+        finally:
+            loader.close()
+            self._recorder.close()
+            if watch:
+                watch.close()
+
+    def _begin(self) -> StoredCheckpoint | None:
+        """The checkpoint to go on from, None for a new run, whose network then has its initial weights. Collective."""
+        was_configured = self._collectives.on_main(lambda: self._storage.exists(CONFIG))
+        found = self._checkpointer.begin()
+        if found and not was_configured and found.commit.identity_digest != self._digest:
+            raise UsageError(
+                f"{self._directory} has lost its {CONFIG}, and checkpoint {found.name} was written with another "
+                "config: give the config that the run was started with, or a new run.dir"
+            )
+        if found and was_configured:
+            self._collectives.on_main(lambda: self._refuse_growth_before(found.commit.position["stage"]))
+        if found is None and self._config.model.initial_weights:
+            self._load_initial_weights(self._config.model.initial_weights)
+        if self._collectives.is_main:
+            self._storage.write_bytes(CONFIG, to_yaml(self._config).encode())
+            if not self._storage.exists(KEYS):
+                self._directory.write_keys(to_parquet(keys_table(self._begun.source)))
+        return found
+
+    def _refuse_growth_before(self, stage_name: str) -> None:
+        """On rank 0: a stage that the run has left cannot become longer any more."""
+        where = self._storage.url(CONFIG)
+        saved = validate(parse_yaml(self._storage.read_bytes(CONFIG).decode(), where), where)
+        names = [stage.name for stage in self._config.resolved_stages()]
+        left = [name for name in grown_stages(self._config, saved) if names.index(name) < names.index(stage_name)]
+        if left:
+            raise UsageError(
+                f"stages.{left[0]}.train.num_epochs has grown, but {self._directory} is in stage {stage_name} "
+                "already and does not go back: set it back, or give a new run.dir"
+            )
+
+    def _load_initial_weights(self, path: str) -> None:
+        """Rank 0's reading of the file, on every rank. Collective."""
+        backbone = self._begun.backbone
+        message = self._collectives.on_main(lambda: load_initial_weights(backbone, path))
+        for tensor in backbone.state_dict().values():
+            self._collectives.broadcast(tensor)
+        logger.info(message)
+
+    def _save(self, states: Mapping[str, Any], kind: Kind) -> None:
+        progress = self._state.progress
+        name = self._checkpointer.save(progress.step, kind, states, progress.state_dict())
+        self._clock.saved()
+        self._recorder.record(
+            *("event", progress.stage, progress.epoch, progress.step), event="checkpoint", name=str(name)
+        )
+        self._recorder.sync()
+
+    def _write_clustering(self, stage: str, epoch: int | Literal["final"], clustering: Clustering) -> None:
+        if not self._collectives.is_main:
+            return
+        if clustering.heads:
+            table = assignments_table(clustering)
+            self._storage.write_bytes(self._directory.assignments_file(stage, epoch), to_parquet(table))
+        if clustering.neighbors is not None:
+            table = neighbors_table(clustering.neighbors)
+            self._storage.write_bytes(self._directory.neighbors_file(stage), to_parquet(table))
+
+    def _ask_storage(self) -> Request:
+        """What the run directory asks of this attempt."""
+        if self._attempt.superseded_by() is not None:
+            return Request.YIELD
+        return Request.STOP if self._attempt.stop_requested() else Request.NONE
+
+    def _score(self, last: Stage, shared: Surroundings) -> None:
+        """The summary that a run ends with, where labels exist (they serve nothing else); where its clusters are."""
+        if self._config.evaluation.summary and shared.source.labels is not None:
+            from dcdist.score import summarise  # scikit-learn takes a second to import
+
+            with self._begun.signals.acted_on_at_once():
+                text = summarise(shared, last, self._directory)
+            if self._collectives.is_main:
+                print(text, end="\n\n", flush=True)
+        if self._collectives.is_main:
+            final = self._directory.assignments_file(last.name, "final")
+            print(f"the cluster of every image: {self._storage.url(final)}", flush=True)
