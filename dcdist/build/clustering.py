@@ -9,6 +9,7 @@ import torch
 from dcdist.clustering.gmm import GaussianMixture
 from dcdist.clustering.hierarchical import HierarchicalKMeans
 from dcdist.clustering.kmeans import KMeans
+from dcdist.clustering.linear_scan import LinearScan
 from dcdist.clustering.pic import PowerIterationClustering
 from dcdist.clustering.steps import ClusteringStep, HeadsStep, NeighborsStep
 from dcdist.clustering.types import Clusterer
@@ -44,7 +45,7 @@ def _gmm(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> 
 
 def _pic(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> PowerIterationClustering:
     return PowerIterationClustering(
-        num_neighbors=clustering.num_neighbors,
+        num_neighbors=clustering.num_neighbors or 5,
         sigma=clustering.sigma,
         num_iterations=clustering.num_iterations or 200,
         max_clusters=num_clusters,
@@ -56,11 +57,23 @@ def _hierarchical(clustering: ClusteringSection, num_clusters: int, devices: Dev
     return HierarchicalKMeans(_kmeans(clustering, num_clusters, devices), clustering.num_coarse)
 
 
+def _scan(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> LinearScan:
+    return LinearScan(
+        num_clusters=num_clusters,
+        num_neighbors=clustering.num_neighbors or 20,
+        entropy_weight=clustering.entropy_weight,
+        num_heads=clustering.num_heads,
+        num_steps=clustering.num_iterations or 400,
+        device=devices[0],
+    )
+
+
 CLUSTERERS: dict[str, Callable[[ClusteringSection, int, Devices], Clusterer]] = {
     "kmeans": _kmeans,
     "gmm": _gmm,
     "pic": _pic,
     "hierarchical": _hierarchical,
+    "scan": _scan,
 }
 
 
@@ -70,9 +83,11 @@ def cluster_counts(clustering: ClusteringSection) -> tuple[int, ...]:
     return (counts,) if isinstance(counts, int) else counts
 
 
-def build_clusterer(clustering: ClusteringSection, num_clusters: int, devices: Devices) -> Clusterer:
-    """The clusterer that the config names, for this K."""
-    return CLUSTERERS[clustering.method](clustering, num_clusters, devices)
+def build_clusterer(
+    clustering: ClusteringSection, num_clusters: int, devices: Devices, method: str | None = None
+) -> Clusterer:
+    """The clusterer that the config names (or `method`), for this K."""
+    return CLUSTERERS[method or clustering.method](clustering, num_clusters, devices)
 
 
 def clustering_stage(stage: StageConfig) -> StageConfig | None:
@@ -98,7 +113,7 @@ def build_readout(stage: StageConfig, devices: Devices) -> ReadoutRecipe:
     readout, features = stage.readout, stage.features
     count = readout.num_clusters or max(cluster_counts(stage.clustering))
     return ReadoutRecipe(
-        clusterer=build_clusterer(stage.clustering, count, devices),
+        clusterer=build_clusterer(stage.clustering, count, devices, readout.method),
         merge_to=readout.merge_to,
         pca_dimensions=features.pca_dimensions if readout.pca_dimensions == "auto" else readout.pca_dimensions,
         whiten=features.whiten if readout.whiten == "auto" else readout.whiten,

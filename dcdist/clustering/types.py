@@ -40,6 +40,7 @@ class HeadClustering:
     num_empty_repaired: int
     placement: str
     seconds: dict[str, float] = field(default_factory=dict)  # of each phase
+    linear: torch.Tensor | None = None  # [K, D + 1] where not centroids but a classifier decides: weights, biases last
     num_merged: int = 0  # clusters beyond the head's capacity that joined others, where the data decide K
 
     @property

@@ -36,6 +36,7 @@ from dcdist.config.sections import (
     key,
 )
 
+ClustererName = Literal["kmeans", "gmm", "pic", "hierarchical", "scan"]
 MethodName = Literal["deepcluster", "deepcluster_v2", "swav", "simclr", "jigsaw", "joint", "scan", "selflabel"]
 
 
@@ -140,19 +141,23 @@ class FeaturesSection(Section):
 class ClusteringSection(Section):
     """How rows are partitioned."""
 
-    method: Literal["kmeans", "gmm", "pic", "hierarchical"] = key(
-        "kmeans", "k-means, a Gaussian mixture, power iteration clustering, or two-level k-means for very many clusters"
+    method: ClustererName = key(
+        "kmeans",
+        "k-means, a Gaussian mixture, power iteration clustering, two-level k-means for very many clusters, or linear "
+        "heads that agree on neighbours as in SCAN",
     )
     num_clusters: Positive | tuple[Positive, ...] = key(
         10000, "K, how many clusters training predicts (pic, which finds K: at most); a list gives several heads"
     )
     num_iterations: Positive | None = key(
-        None, "null: 20 of Lloyd's, at most 100 of expectation maximisation, 200 of the power iteration"
+        None, "null: 20 of Lloyd's, at most 100 of expectation maximisation, 200 of the power iteration, 400 of scan"
     )
     initial: Literal["random", "kmeans++"] = key("random", "k-means: which rows it begins from")
     regularization: PositiveFloat = key(1e-3, "gmm: of the mean variance of the features, added to each variance")
     covariance: Literal["diagonal", "tied"] = key("diagonal", "gmm: of each component, or one for all")
-    num_neighbors: Positive = key(5, "pic: edges from each row of the graph")
+    num_neighbors: Positive | None = key(None, "edges from each row of the graph; null: 5 of pic, 20 of scan")
+    entropy_weight: PositiveFloat = key(5.0, "scan: of the entropy of the mean assignment")
+    num_heads: Positive = key(32, "scan: starts trained side by side; that of the lowest loss is kept")
     sigma: PositiveFloat = key(0.2, "pic: an edge weighs exp(-distance^2 / sigma^2)")
     num_coarse: Positive | None = key(None, "hierarchical: clusters of the first level; null: about the root of K")
     every_num_epochs: Positive = key(1, "epochs between reassignments")
@@ -165,6 +170,7 @@ class ClusteringSection(Section):
 class ReadoutSection(Section):
     """The final clustering of a stage, from the weights that the stage ends with."""
 
+    method: ClustererName | None = key(None, "clusterer of the read-out; null takes clustering.method")
     num_clusters: Positive | None = key(None, "K of the read-out; null takes clustering.num_clusters")
     merge_to: Positive | None = key(None, "merge the clusters to this many by Ward's rule, without labels")
     pca_dimensions: Positive | Auto | None = key("auto", "components; auto takes features.pca_dimensions")

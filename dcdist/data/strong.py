@@ -21,8 +21,8 @@ class StrongAugmentation:
 
     Args:
         num_operations: operations of RandAugment in a row, each with a random magnitude.
-        cutout: a square of random side 1..cutout, around a random pixel, cut off at the border, becomes grey (DeVries and
-            Taylor, 2017); 0 for none.
+        cutout: a square of random side 1..cutout, around a random pixel, cut off at the border, becomes grey (DeVries
+            and Taylor, 2017); 0 for none.
     """
 
     num_operations: int

@@ -32,19 +32,18 @@ class Readout:
         self.centroids = torch.empty(0, 0)  # [K, d]
         self.merged_to = torch.empty(0, dtype=torch.int32)  # [K], the final cluster of each centroid
         self.classifier: Classifier | None = None
+        self.classifies_rows = False  # reduced rows, else raw features
 
     @property
     def num_clusters(self) -> int:
-        if self.classifier is not None:
-            return len(self.classifier.weight)
         return int(self.merged_to.max()) + 1 if len(self.merged_to) else 0
 
     def rows(self, raw: RawFeatures) -> FeatureShard:
         """This rank's raw rows as `assign` wants them."""
-        if self.classifier is None:
+        if self.classifier is None or self.classifies_rows:
             return transform_features(raw, self.pca)
-        blocks = [self.classifier.logits(block).cpu() for block in raw.blocks()]
-        return FeatureShard(raw.ids(), torch.cat([torch.empty(0, self.num_clusters), *blocks]))
+        blocks = [block.float().cpu() for block in raw.blocks()]
+        return FeatureShard(raw.ids(), torch.cat([torch.empty(0, self.classifier.weight.shape[1]), *blocks]))
 
     def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows -> clusters [n] int32 and distances [n].
@@ -52,8 +51,8 @@ class Readout:
         The distance is the squared one to the nearest centroid; under a classifier it is 1 - the cluster's probability.
         """
         if self.classifier is not None:
-            probabilities, clusters = rows.softmax(1).max(1)
-            return clusters.int(), 1.0 - probabilities
+            probabilities, clusters = self.classifier.logits(rows).softmax(1).max(1)
+            return self.merged_to[clusters], 1.0 - probabilities
         nearest, distances = nearest_centroids(rows, self.centroids)
         return self.merged_to[nearest.long()], distances
 
@@ -63,12 +62,14 @@ class Readout:
             "centroids": self.centroids,
             "merged_to": self.merged_to,
             "classifier": dict(vars(self.classifier)) if self.classifier else None,
+            "classifies_rows": self.classifies_rows,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.pca = PCA.from_state_dict(state["pca"]) if state["pca"] else None
         self.centroids, self.merged_to = state["centroids"], state["merged_to"]
         self.classifier = Classifier(**state["classifier"]) if state["classifier"] else None
+        self.classifies_rows = state["classifies_rows"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ class ReadoutRecipe:
         if self.merge_to is not None and self.merge_to < best.num_clusters:
             merged_to = merge_clusters(best.centroids, counts, self.merge_to)
         readout.pca, readout.centroids, readout.merged_to = pca, best.centroids, merged_to
+        readout.classifies_rows = best.linear is not None
+        if best.linear is not None:
+            readout.classifier = Classifier(best.linear[:, :-1].contiguous(), best.linear[:, -1].contiguous(), False)
         assignments, distances = assign_everywhere(readout, shard, len(source), collectives)
         head = replace(
             best, assignments=assignments, distances=distances, centroids=_merged_centroids(best, counts, merged_to)
@@ -125,6 +129,8 @@ def _classified(readout: Readout, raw: RawFeatures, num_samples: int, collective
     """The classifier's clusters; the rows that they are compared in are their own probabilities."""
     classifier = readout.classifier
     assert classifier is not None
+    readout.classifies_rows = False
+    readout.merged_to = torch.arange(len(classifier.weight), dtype=torch.int32)
     assignments, distances = assign_everywhere(readout, readout.rows(raw), num_samples, collectives)
     total = float(distances.nansum()) / max(1, int((assignments >= 0).sum()))
     head = HeadClustering(assignments, distances, classifier.weight, total, 0, 0, "classifier")

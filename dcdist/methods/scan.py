@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dcdist.clustering.consistency import scan_terms
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import numpy_generator
@@ -125,15 +126,3 @@ class Scan(Method):
 
     def chance_losses(self) -> dict[str, float]:
         return {"consistency": self.heads.num_heads * math.log(self.heads.num_classes)}
-
-
-def scan_terms(anchors: torch.Tensor, neighbors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two terms of SCAN's loss for each head, of logits [B, H, C].
-
-    Returns:
-        consistency [H], the mean of -log <p, p_neighbor>; entropy [H] of the anchors' mean assignment.
-    """
-    log_anchors, log_neighbors = anchors.log_softmax(2), neighbors.log_softmax(2)
-    consistency = -(log_anchors + log_neighbors).logsumexp(2).mean(0)
-    log_mean = log_anchors.logsumexp(0) - math.log(len(log_anchors))  # of a mean that is 0, p log p has no gradient
-    return consistency, -(log_mean.exp() * log_mean).sum(1)
