@@ -16,6 +16,7 @@ from dcdist.methods.base import Method
 NUM_SAMPLES = 40
 MICROBATCH_SIZE = 8
 SIDE = 16
+CPU = torch.device("cpu")
 
 SMALL: dict[str, Any] = {
     "run": {"dir": "r"},
@@ -76,7 +77,9 @@ STREAMS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...] | int]]] = {
 }
 
 
-def small_method(name: str, own: range = range(NUM_SAMPLES), **changes: Any) -> Method:
+def small_method(
+    name: str, own: range = range(NUM_SAMPLES), device: torch.device = CPU, **changes: Any
+) -> Method:
     """The method of this name, its clusters adopted where it takes any; the same at each call."""
     values = {**SMALL, "method": name}
     if name in ("swav", "deepcluster_v2"):
@@ -86,7 +89,7 @@ def small_method(name: str, own: range = range(NUM_SAMPLES), **changes: Any) -> 
     config = ExperimentConfig.model_validate(values)
     (stage,) = config.resolved_stages()
     backbone = build_backbone(config.model, SIDE, seed=3)
-    method = build_method(stage, backbone, 3, Samples(NUM_SAMPLES, own, torch.device("cpu")))
+    method = build_method(stage, backbone, 3, Samples(NUM_SAMPLES, own, device))
     if name in ("deepcluster", "deepcluster_v2", "joint"):
         method.adopt(clustering((5, 3), 6), torch.Generator().manual_seed(4))
     return method
