@@ -137,7 +137,7 @@ class BatchAugmentation:
         return images + field  # beyond 0..1, too: what follows has no need of the limits
 
     def _blur(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return gaussian_blur(images, _uniform(len(images), *self.blur_sigma, generator))
+        return gaussian_blur(images, _uniform(len(images), *self.blur_sigma, generator), self.blur_sigma[1])
 
     def _blur_chroma(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         luma = grey(images)
@@ -208,10 +208,14 @@ def invert(images: torch.Tensor, generator: torch.Generator | None = None) -> to
     return 1 - images
 
 
-def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Blurs each of [B, C, S, S] with its own standard deviation [B] in pixels; the border is mirrored."""
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, largest_sigma: float) -> torch.Tensor:
+    """Blurs each of [B, C, S, S] with its own standard deviation [B] in pixels; the border is mirrored.
+
+    Kernels reach as far as twice the largest standard deviation that may be drawn, so that an image's blur does not
+    depend on those of its neighbours.
+    """
     count, channels, side, _ = images.shape
-    radius = min(max(1, math.ceil(2 * float(sigma.max()))), side - 1)
+    radius = min(max(1, math.ceil(2 * largest_sigma)), side - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernels = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2))
     kernels = (

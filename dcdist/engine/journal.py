@@ -78,6 +78,7 @@ class Journal:
         for window, values in ((self._window.losses, sums.losses), (self._window.figures, sums.figures)):
             for name, value in values.items():
                 window[name] = window.get(name, 0.0) + value
+                self._window.counts[name] = self._window.counts.get(name, 0) + 1
         self._window.num_steps += 1
         self._window.learning_rate = learning_rate
         self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step)
@@ -98,7 +99,10 @@ class Journal:
             [values[name].detach().double().cpu() for values, name in entries] + [torch.tensor(window.waited)]
         )
         sums = self._collectives.all_reduce_sum(sums.double())
-        means = [float(s) / self._num_microbatches / window.num_steps for s in sums[:-1]]
+        means = [
+            float(total) / self._num_microbatches / window.counts[name]
+            for (_, name), total in zip(entries, sums[:-1], strict=True)
+        ]
         losses, figures = (
             {name: mean for (values, name), mean in zip(entries, means, strict=True) if values is own}
             for own in (window.losses, window.figures)
@@ -111,13 +115,13 @@ class Journal:
                 "The newest checkpoint is from before; start a new run with a lower train.learning_rate, "
                 "or with train.precision=fp32."
             )
-        self._epoch.add(losses, figures, window.num_steps, waited, window.learning_rate)
+        self._epoch.add(losses, figures, window, waited)
         self.recorder.record(
             "step",
             stage=self._progress.stage,
             epoch=self._progress.epoch,
             step=self._progress.step,
-            loss=sum(losses.values()),
+            loss=_total(losses),
             losses=losses,
             **({"figures": figures} if figures else {}),
             learning_rate=window.learning_rate,
@@ -157,7 +161,7 @@ class Journal:
         seconds, self._seconds = self._seconds, {}
         train_seconds = max(seconds.get("train", 0.0), 1e-9)
         values: dict[str, Any] = {
-            "loss": epoch.mean_loss(),
+            "loss": _total(epoch.mean(epoch.losses)),
             "samples_per_second": epoch.num_steps * self._samples_per_step / train_seconds,
             "data_wait_ratio": epoch.waited / train_seconds,
             "learning_rate": epoch.learning_rate,
@@ -192,12 +196,17 @@ class Journal:
         )
 
 
+def _total(losses: dict[str, float]) -> float | None:
+    return sum(losses.values()) if losses else None
+
+
 class _Window:
     """Sums over some steps."""
 
     def __init__(self) -> None:
         self.losses: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}  # steps that had this loss or figure: a step may have nothing to learn from
         self.num_steps = 0
         self.waited = 0.0
         self.learning_rate = 0.0
@@ -208,26 +217,18 @@ class _Window:
         if self._began is None:
             self._began = now
 
-    def add(
-        self,
-        losses: dict[str, float],
-        figures: dict[str, float],
-        num_steps: int,
-        waited: float,
-        learning_rate: float,
-    ) -> None:
+    def add(self, losses: dict[str, float], figures: dict[str, float], window: _Window, waited: float) -> None:
+        """Takes over a window's means."""
         for sums, values in ((self.losses, losses), (self.figures, figures)):
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * num_steps
-        self.num_steps += num_steps
+                sums[name] = sums.get(name, 0.0) + value * window.counts[name]
+                self.counts[name] = self.counts.get(name, 0) + window.counts[name]
+        self.num_steps += window.num_steps
         self.waited += waited
-        self.learning_rate = learning_rate
-
-    def mean_loss(self) -> float | None:
-        return sum(self.losses.values()) / self.num_steps if self.num_steps else None
+        self.learning_rate = window.learning_rate
 
     def mean(self, sums: dict[str, Any]) -> dict[str, float]:
-        return {name: value / self.num_steps for name, value in sums.items()}
+        return {name: value / self.counts[name] for name, value in sums.items()}
 
     def seconds(self) -> float:
         return time.perf_counter() - self._began if self._began is not None else 0.0

@@ -111,7 +111,8 @@ class MethodState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         firsts = self._first_names(self._method.state_dict())
-        self._method.load_state_dict({name: state[first] for name, first in firsts.items() if first in state})
+        shared = {name: state[first] for name, first in firsts.items() if first in state}
+        self._method.load_state_dict({**state, **shared})
 
     def _first_names(self, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
         """Name -> the first name of the same tensor."""

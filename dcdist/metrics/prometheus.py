@@ -162,6 +162,7 @@ class PrometheusSink:
 def _losses(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     if record["kind"] == "step":
         yield from record["losses"].items()
-        yield "total", record["loss"]
+        if record["loss"] is not None:  # steps that had nothing to learn from
+            yield "total", record["loss"]
     elif record["kind"] == "epoch" and "heldout_loss" in record:
         yield "heldout", record["heldout_loss"]

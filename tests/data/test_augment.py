@@ -180,7 +180,7 @@ def test_blur_equals_torchvision_image_by_image(images):
     sigma = torch.tensor([0.1, 0.5, 1.0, 1.3, 1.7, 2.0])
     # Kernels of one size for all images: twice the largest deviation to either side.
     expected = [reference.gaussian_blur(image, [9, 9], [s, s]) for image, s in zip(images, sigma.tolist(), strict=True)]
-    assert torch.allclose(gaussian_blur(images, sigma), torch.stack(expected), atol=1e-5)
+    assert torch.allclose(gaussian_blur(images, sigma, 2.0), torch.stack(expected), atol=1e-5)
 
 
 def test_blur_of_a_point_by_hand():
@@ -188,7 +188,7 @@ def test_blur_of_a_point_by_hand():
     image[0, 0, 4, 4] = 1.0
     weights = torch.tensor([math.exp(-offset * offset / 2) for offset in (-2, -1, 0, 1, 2)])
     weights /= weights.sum()
-    found = gaussian_blur(image, torch.tensor([1.0]))[0, 0]
+    found = gaussian_blur(image, torch.tensor([1.0]), 1.0)[0, 0]
     assert torch.allclose(found[2:7, 2:7], torch.outer(weights, weights), atol=1e-6)
     assert float(found.sum()) == pytest.approx(1.0)
 
@@ -196,7 +196,7 @@ def test_blur_of_a_point_by_hand():
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_blur_of_pictures_smaller_than_its_kernel_keeps_what_is_constant(side):
     constant = torch.full((2, 3, side, side), 0.3)
-    assert torch.allclose(gaussian_blur(constant, torch.tensor([0.5, 2.0])), constant)
+    assert torch.allclose(gaussian_blur(constant, torch.tensor([0.5, 2.0]), 2.0), constant)
 
 
 def test_colour_projection_removes_green_against_magenta_and_nothing_else():
@@ -227,7 +227,7 @@ def test_chroma_blur_keeps_the_luma_and_blurs_the_colours(images):
     pale = 0.3 + 0.4 * images  # far from 0 and 1, where clamping would change the luma
     blurred = BatchAugmentation(chroma_blur_probability=1.0, blur_sigma=(1.5, 1.5))(pale, generator())
     assert torch.allclose(grey(blurred), grey(pale), atol=2e-4)  # the published weights sum to 0.9999
-    chroma = gaussian_blur(pale - grey(pale), torch.full((6,), 1.5))
+    chroma = gaussian_blur(pale - grey(pale), torch.full((6,), 1.5), 1.5)
     assert torch.allclose(blurred - grey(blurred), chroma - grey(chroma), atol=2e-4)
     assert float((blurred - pale)[:5].abs().amax((1, 2, 3)).min()) > 0.01
     assert torch.allclose(blurred[5], pale[5], atol=2e-4), "a grey picture has no colours to blur"

@@ -141,3 +141,20 @@ def test_a_collapse_ends_the_run_where_the_config_says_so(kept: Kept) -> None:
     log, _ = journal(kept, stop_at_collapse=True)
     with pytest.raises(RunError, match=r"size entropy is 0\.12 .* patience .*train\.on_collapse=stop"):
         log.clustering(None, unequal_clustering(), None)
+
+
+def test_a_step_that_had_nothing_to_learn_from_dilutes_no_loss(kept: Kept, clock: Clock) -> None:
+    log, progress = journal(kept, every_num_steps=10)
+    one_step(log, progress, clock, 0.0, 1.0, 6.0)
+    clock.now += 1.0
+    progress.advance_step()
+    log.step(StepSums({}, {"skipped_ratio": torch.tensor(3.0)}), 0.5)
+    log.flush()
+    (record,) = kept.records
+    assert record["losses"] == {"clusters": 2.0}
+    assert record["figures"] == {"confident_ratio": 0.5, "skipped_ratio": 1.0}
+    progress.advance_step()
+    log.step(StepSums({}, {"skipped_ratio": torch.tensor(3.0)}), 0.5)
+    log.epoch(heldout_loss=None)
+    assert (kept.records[1]["loss"], kept.records[1]["losses"]) == (None, {})
+    assert kept.records[2]["loss"] == 2.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,15 @@ from sklearn.datasets import load_digits
 
 from dcdist.clustering.pca import l2_normalize
 from dcdist.errors import RunError, UsageError
-from dcdist.evaluation.clusters import accuracy_by_naming, cluster_scores
-from dcdist.evaluation.feature_clusters import cluster_features
-from dcdist.evaluation.readouts import ward_readout, whitened
+from dcdist.evaluation.clusters import (
+    Partition,
+    accuracy_by_naming,
+    cluster_scores,
+    describe_clusters,
+    render_clusters,
+)
+from dcdist.evaluation.feature_clusters import cluster_features, leading_directions
+from dcdist.evaluation.readouts import PLAIN, WARD, WHITENED, label_free_readouts, ward_readout, whitened
 from dcdist.metrics.partition_scores import ari, nmi
 
 
@@ -123,3 +131,62 @@ def test_raw_digits(digits: tuple[torch.Tensor, np.ndarray]) -> None:
     assert mean_nmi(l2_normalize(features), labels) == pytest.approx(0.739, abs=0.005)
     assert mean_nmi(whitened(features, 32)(features), labels) == pytest.approx(0.78, abs=0.025)
     assert mean_nmi_of_ward(l2_normalize(features), labels) == pytest.approx(0.84, abs=0.025)
+
+
+def test_restarts_on_few_directions_end_where_all_features_do() -> None:
+    """300 features of which 5 tell the groups apart: what is found is a minimum in all of them."""
+    labels = np.repeat(np.arange(6), 60)
+    features = torch.randn(360, 300, generator=torch.Generator().manual_seed(0))
+    features[:, :6] += 12 * torch.eye(6)[labels]
+    assert leading_directions(features, 6).shape == (360, 32)
+    clusters = cluster_features(features, 6, seed=0)
+    assert ari(clusters.assignments.numpy(), labels) == 1.0
+    means = torch.stack([features[labels == label].mean(0) for label in range(6)])
+    order = clusters.assignments[::60].long()
+    torch.testing.assert_close(clusters.centroids[order], means, rtol=1e-4, atol=1e-4)
+    assert clusters.objective == pytest.approx(float((features - means[labels]).square().sum(1).mean()), rel=1e-4)
+
+
+def test_leading_directions_hold_the_largest_variances() -> None:
+    scales = torch.cat([torch.full((32,), 5.0), torch.full((68,), 0.5)])
+    features = torch.randn(400, 100, generator=torch.Generator().manual_seed(0)) * scales + 3
+    leading = leading_directions(features, 2)
+    variances = torch.linalg.svdvals(features - features.mean(0)).square()
+    assert float(leading.square().sum()) == pytest.approx(float(variances[:32].sum()), rel=1e-3)
+    assert torch.equal(leading_directions(features[:, :30], 2), features[:, :30])
+    assert torch.equal(leading_directions(features, 50), features), "two directions for each of 50 clusters are all"
+
+
+@pytest.mark.parametrize("name", [PLAIN, WHITENED, WARD])
+def test_readouts_assign_other_rows_to_the_same_clusters(name: str, digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    features = digits[0]
+    fitted = label_free_readouts(features[:1200], 10, 16)[name](0)
+    assert float((fitted.assign(features[:1200]) == fitted.assignments).float().mean()) > 0.999  # ties apart
+    scaled = fitted.assign(3 * features[1200:]) if name != WHITENED else fitted.assign(features[1200:])
+    assert torch.equal(scaled, fitted.assign(features[1200:])), "the length of a row tells nothing"
+    assert nmi(fitted.assign(features[1200:]).numpy(), digits[1][1200:]) > 0.6
+
+
+def test_a_clustering_is_described_by_hand() -> None:
+    train = Partition(torch.tensor([0, 0, 0, 1, 1, -1], dtype=torch.int32), torch.tensor([1, 1, 0, 0, -1, 0]))
+    heldout = Partition(torch.tensor([0, 0, 1, 1], dtype=torch.int32), torch.tensor([0, 0, 1, 0]))
+    described = describe_clusters(3, train, heldout)
+    assert described["table"] == [[1, 2], [1, 0], [0, 0]]
+    assert described["heldout_table"] == [[2, 0], [1, 1], [0, 0]]
+    assert described["train"]["sizes"] == [3, 2, 0], "images without a label are in their clusters, too"
+    two_to_one = math.log(3) - 2 / 3 * math.log(2)
+    assert described["train"]["class_entropies"] == pytest.approx([two_to_one, 0.0, 0.0])
+    sizes = -(0.6 * math.log(0.6) + 0.4 * math.log(0.4))
+    assert described["train"]["size_entropy_ratio"] == pytest.approx(sizes / math.log(3))
+    assert (described["train"]["accuracy"], described["train"]["purity"]) == (3 / 4, 3 / 4)
+    assert described["heldout"]["by_train_naming"] == 1 / 4
+    assert described["heldout"]["by_best_naming"] == described["heldout"]["accuracy"] == 3 / 4
+    assert "heldout" not in describe_clusters(3, train)
+
+
+def test_of_many_clusters_no_table_is_kept() -> None:
+    labels = torch.arange(42) % 2
+    assert describe_clusters(20, Partition(torch.arange(42) % 20, labels))["table"] is not None
+    described = describe_clusters(21, Partition(torch.arange(42) % 21, labels))
+    assert described["table"] is None
+    assert render_clusters(described, None).splitlines()[0].startswith("final clusters: 21")

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import dcdist.evaluation.knn as knn
 from dcdist.errors import UsageError
-from dcdist.evaluation.knn import knn_accuracy
+from dcdist.evaluation.knn import knn_accuracies, knn_accuracy
 
 
 def on_the_circle(*degrees: float) -> torch.Tensor:
@@ -57,6 +57,13 @@ def test_leave_one_out_is_each_row_against_the_others(monkeypatch: pytest.Monkey
     accuracy = knn_accuracy(features, labels, num_neighbors=7)
     assert accuracy.top1 == pytest.approx(right / 60, abs=1e-12)
     assert accuracy.leave_one_out
+
+
+def test_several_numbers_of_neighbors_are_each_by_itself() -> None:
+    (train, labels), (test, wanted) = random_features(5, 100), random_features(6, 50)
+    together = knn_accuracies(train, labels, test, wanted, (15, 1, 100))
+    assert together == [knn_accuracy(train, labels, test, wanted, k) for k in (15, 1, 100)]
+    assert len({accuracy.top1 for accuracy in together}) > 1
 
 
 def test_near_neighbors_weigh_more_by_hand() -> None:

@@ -8,10 +8,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch.nn import functional
 
 from dcdist.errors import UsageError
 from dcdist.evaluation import linear
-from dcdist.evaluation.linear import linear_accuracy
+from dcdist.evaluation.linear import linear_accuracies, linear_accuracy
 
 
 def shifted_groups(seed: int, num_rows: int, num_classes: int, distance: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,6 +62,29 @@ def test_the_same_arguments_give_the_same_result() -> None:
     first = linear_accuracy(train, labels, test, wanted, seed=5)
     torch.manual_seed(1)
     assert linear_accuracy(train, labels, test, wanted, seed=5) == first
+
+
+def test_several_splits_are_each_by_itself() -> None:
+    (train, labels), (test, wanted) = shifted_groups(0, 100, 3, 1.0), shifted_groups(1, 200, 3, 1.0)
+    together = linear_accuracies(train, labels, test, wanted, seeds=range(5))
+    assert together == [linear_accuracy(train, labels, test, wanted, seed) for seed in range(5)]
+    assert len({accuracy.penalty for accuracy in together}) > 1
+
+
+def test_correlated_features_are_fitted_to_the_minimum() -> None:
+    """Mixed directions whose variances span six orders of magnitude: there the gradient is 0 to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.linalg.qr(torch.randn(30, 30, generator=generator)).Q
+    rows = torch.randn(400, 30, generator=generator) * torch.logspace(0, -3, 30) @ mixing
+    labels = (rows @ torch.randn(30, generator=generator) > 0).long()
+    rows = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    weights = linear._fit(torch.zeros(2, 31), rows, labels, 1e-3, linear._curvature(rows), 100).double()
+    weights.requires_grad_()
+    loss = functional.cross_entropy(linear._scores(weights, rows.double()), labels)
+    loss = loss + 1e-3 / 2 * weights[:, :-1].square().sum()
+    (gradient,) = torch.autograd.grad(loss, weights)
+    # By strong convexity the loss is at most |gradient|^2 / (2 * penalty) above its minimum.
+    assert float(gradient[:, :-1].square().sum()) / (2 * 1e-3) < 1e-4 * loss.item()
 
 
 def test_noise_is_regularised_away(monkeypatch: pytest.MonkeyPatch) -> None:

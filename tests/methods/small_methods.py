@@ -77,9 +77,7 @@ STREAMS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...] | int]]] = {
 }
 
 
-def small_method(
-    name: str, own: range = range(NUM_SAMPLES), device: torch.device = CPU, **changes: Any
-) -> Method:
+def small_method(name: str, own: range = range(NUM_SAMPLES), device: torch.device = CPU, **changes: Any) -> Method:
     """The method of this name, its clusters adopted where it takes any; the same at each call."""
     values = {**SMALL, "method": name}
     if name in ("swav", "deepcluster_v2"):

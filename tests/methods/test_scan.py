@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from dcdist.clustering.consistency import scan_terms
 from dcdist.clustering.types import Clustering
-from dcdist.methods.scan import Outputs, Scan, scan_terms
+from dcdist.methods.scan import Outputs, Scan
 from tests.methods.small_methods import NUM_SAMPLES, microbatch, small_method
 from tests.methods.training import steps
 
