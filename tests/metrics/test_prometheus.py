@@ -140,3 +140,9 @@ def test_close_frees_the_port(sink: PrometheusSink) -> None:
     sink.close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_step_that_had_nothing_to_learn_from_leaves_the_loss_as_it_was(sink: PrometheusSink) -> None:
+    sink.write(step_record(1))
+    sink.write({**step_record(2), "loss": None, "losses": {}})
+    assert scrape(sink)["dcdist_loss"][(("loss", "total"),)] == 3.0
