@@ -18,7 +18,8 @@ _LARGEST_FALL = 0.25  # of the entropy ratio, since the stage's first clustering
 _LARGEST_SHARE = 0.5  # of one cluster, where there are more than a few
 _FEW_CLUSTERS = 4
 _AT_CHANCE = 0.01  # of the loss of a network that says nothing, to either side; sure and wrong costs more than it
-_EPOCHS_AT_CHANCE = 2  # a new head needs some steps
+_EPOCHS_AT_CHANCE = 2  # in a row, and
+_STEPS_AT_CHANCE = 200  # so many: a new head needs some
 
 
 @dataclass
@@ -33,7 +34,7 @@ class CollapseWatch:
     chance_losses: Callable[[], Mapping[str, float]]
     remedy: str
     _first_entropy_ratio: dict[int, float] = field(default_factory=dict)
-    _epochs_at_chance: dict[str, int] = field(default_factory=dict)
+    _at_chance: dict[str, tuple[int, int]] = field(default_factory=dict)  # epochs and steps in a row
 
     def clustering(self, head: int, assignments: np.ndarray, num_clusters: int) -> str | None:
         """What is wrong with the sizes of a head's clusters, with the remedy; None where nothing is."""
@@ -49,18 +50,20 @@ class CollapseWatch:
             )
         return None
 
-    def epoch(self, losses: Mapping[str, float], figures: Mapping[str, float]) -> str | None:
+    def epoch(self, losses: Mapping[str, float], figures: Mapping[str, float], num_steps: int) -> str | None:
         """What is wrong with an epoch's mean losses and figures, with the remedy; None where nothing is."""
         usage = min((value for name, value in figures.items() if name.endswith(USAGE)), default=1.0)
         if usage < _LEAST_ENTROPY_RATIO:
             return self._message(f"few clusters are used: the entropy of the mean assignment is {usage:.2f} of log K")
         for name, chance in self.chance_losses().items():
             at_chance = name in losses and abs(losses[name] - chance) <= _AT_CHANCE * chance
-            self._epochs_at_chance[name] = self._epochs_at_chance.get(name, 0) + 1 if at_chance else 0
-            if self._epochs_at_chance[name] >= _EPOCHS_AT_CHANCE:
+            epochs, steps = self._at_chance.get(name, (0, 0))
+            epochs, steps = (epochs + 1, steps + num_steps) if at_chance else (0, 0)
+            self._at_chance[name] = epochs, steps
+            if epochs >= _EPOCHS_AT_CHANCE and steps >= _STEPS_AT_CHANCE:
                 return self._message(
                     f"the loss {name!r} has stayed at {losses[name]:.3f}, what a network that says nothing gets "
-                    f"({chance:.3f}), for {self._epochs_at_chance[name]} epochs"
+                    f"({chance:.3f}), for {epochs} epochs"
                 )
         return None
 

@@ -173,7 +173,9 @@ class Journal:
             values["figures"] = epoch.mean(epoch.figures)
         self._record("epoch", **values)
         collapsing = (
-            self._collapse.epoch(epoch.mean(epoch.losses), epoch.mean(epoch.figures)) if epoch.num_steps else None
+            self._collapse.epoch(epoch.mean(epoch.losses), epoch.mean(epoch.figures), epoch.num_steps)
+            if epoch.num_steps
+            else None
         )
         if collapsing:
             self._say_collapse(collapsing)

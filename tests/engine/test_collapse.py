@@ -51,26 +51,32 @@ def test_sizes_that_become_uneven_are_a_collapse_of_their_head() -> None:
 def test_a_loss_at_log_k_is_a_collapse_in_the_second_epoch_in_a_row() -> None:
     one = watch()
     at_chance = {"clusters": 0.995 * math.log(100), "other": 1.0}
-    assert one.epoch(at_chance, {}) is None
-    assert one.epoch({"clusters": 4.0}, {}) is None
-    assert one.epoch(at_chance, {}) is None
-    message = one.epoch(at_chance, {})
+    assert one.epoch(at_chance, {}, 100) is None
+    assert one.epoch({"clusters": 4.0}, {}, 100) is None
+    assert one.epoch(at_chance, {}, 100) is None
+    message = one.epoch(at_chance, {}, 100)
     assert message is not None
     assert "'clusters' has stayed at 4.582, what a network that says nothing gets (4.605), for 2 epochs" in message
 
 
 def test_a_loss_above_log_k_is_a_beginner_and_no_collapse() -> None:
     one = watch()
-    assert [one.epoch({"clusters": 6.0}, {}) for _ in range(3)] == [None] * 3
+    assert [one.epoch({"clusters": 6.0}, {}, 500) for _ in range(3)] == [None] * 3
 
 
 def test_few_used_prototypes_are_a_collapse() -> None:
-    assert watch().epoch({"clusters": 3.0}, {"swav/usage_entropy_ratio": 0.9}) is None
-    message = watch().epoch({"clusters": 3.0}, {"swav/usage_entropy_ratio": 0.3})
+    assert watch().epoch({"clusters": 3.0}, {"swav/usage_entropy_ratio": 0.9}, 9) is None
+    message = watch().epoch({"clusters": 3.0}, {"swav/usage_entropy_ratio": 0.3}, 9)
     assert message is not None
     assert "entropy of the mean assignment is 0.30 of log K" in message
 
 
 def test_steps_without_a_loss_are_no_collapse() -> None:
     one = watch()
-    assert [one.epoch({}, {}) for _ in range(3)] == [None] * 3
+    assert [one.epoch({}, {}, 100) for _ in range(3)] == [None] * 3
+
+
+def test_a_loss_at_log_k_after_a_few_steps_is_a_beginner() -> None:
+    one = watch()
+    at_chance = {"clusters": math.log(100)}
+    assert [one.epoch(at_chance, {}, 30) is None for _ in range(7)] == [True] * 6 + [False]

@@ -132,7 +132,8 @@ def test_a_collapse_is_recorded_and_logged_with_the_remedy(
     assert "size entropy is 0.12 of log K" in kept.records[0]["message"]
     assert "What usually helps: patience" in caplog.text
     for _ in range(2):
-        one_step(log, progress, clock, 0.0, 1.0, 3 * math.log(10))
+        for _ in range(100):
+            one_step(log, progress, clock, 0.0, 1.0, 3 * math.log(10))
         log.epoch(heldout_loss=None)
     assert "stayed at 2.303" in kept.records[-1]["message"]
 
