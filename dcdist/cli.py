@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dcdist.cli_evaluate import evaluate_app
 from dcdist.cli_submit import ConfigFile, Overrides, submit_app
 from dcdist.errors import DcdistError, ExitCode, UsageError
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make, pack and inspect data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submit_app, name="submit")
+app.add_typer(evaluate_app, name="evaluate")
 
 Destination = Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace shards that are there already")]

@@ -63,11 +63,13 @@ def _row(
     train, test = labelled[0], labelled[1] if len(labelled) > 1 else None
     if train is None:
         return None
+    test_features, test_labels = test or (None, None)
     evaluation = shared.config.evaluation
     return evaluate_features(
         features.name,
         *train,
-        *(test or (None, None)),
+        test_features,
+        test_labels,
         num_classes=evaluation.num_clusters or int(train[1].max()) + 1,
         seed=shared.config.run.seed,
         whitening_dimensions=evaluation.whitening_dimensions,

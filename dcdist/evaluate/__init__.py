@@ -1,0 +1,116 @@
+"""Measures a run from its directory alone, and writes RUN/evaluations/KIND-NNNN.json. Labels serve scores alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from dcdist.data.source import ImageSource
+from dcdist.errors import UsageError
+from dcdist.evaluate.clusters import CLUSTERS
+from dcdist.evaluate.kinds import KNN, LINEAR, Kind, Report
+from dcdist.evaluate.measured import Options
+from dcdist.evaluate.stored_run import StoredRun, read_run
+from dcdist.evaluate.subject import Subject, open_subject
+from dcdist.run_directory import RunDirectory
+
+KINDS: dict[str, Kind] = {"knn": KNN, "linear": LINEAR, "clusters": CLUSTERS}
+
+
+def evaluate(url: str, kinds: Sequence[str], options: Options) -> dict[str, Report]:
+    """Reports of several kinds from one pass over the images, by kind; each is also written into the run.
+
+    Args:
+        url: the run's folder, local or any fsspec URL. It may be running: its newest checkpoint counts.
+        kinds: of KINDS.
+        options: what is compared, on which images.
+
+    Raises:
+        UsageError: no run, no checkpoint, no labels, no held-out images where a kind needs them.
+        RunError: no checkpoint is whole.
+    """
+    run = read_run(url)
+    with open_subject(run, options) as subject:
+        for kind in kinds:
+            if KINDS[kind].needs_heldout and subject.heldout is None:
+                raise UsageError(
+                    f"evaluate {kind} needs images that were kept out of training: name their split by "
+                    "--heldout-split (the run's own data.heldout_split is null, or it was set to none)"
+                )
+        rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        seconds = dict.fromkeys(kinds, 0.0)
+        start = time.monotonic()
+        for measured in subject.measured():
+            for kind in kinds:
+                before = time.monotonic()
+                rows[kind].append({"name": measured.name, **KINDS[kind].measure(measured, subject)})
+                seconds[kind] += time.monotonic() - before
+        features = time.monotonic() - start - sum(seconds.values())
+        reports: dict[str, Report] = {}
+        for kind in kinds:
+            took = {"features": features, "scores": seconds[kind]}
+            reports[kind] = {**_describe(kind, subject), "seconds": took, "rows": rows[kind]}
+            _write(run.directory, kind, reports[kind])
+    return reports
+
+
+def render(report: Report) -> str:
+    """A report for the terminal."""
+    data = report["data"]
+    others = "" if data["of_the_run"] else ", not those that the run was trained on"
+    where = (
+        f"{report['run']}, {report['checkpoint']} (stage {report['stage']}), "
+        f"{data['num_labelled']} labelled images of {data['root']}{others}"
+    )
+    return "\n".join([where, "", *KINDS[report["kind"]].render(report)])
+
+
+def _describe(kind: str, subject: Subject) -> dict[str, Any]:
+    run = subject.run
+    data = {"of_the_run": subject.is_the_runs_data, **_describe_source(subject.source, subject.root, subject.split)}
+    heldout = subject.heldout and _describe_source(subject.heldout, subject.root, subject.heldout_split)
+    return {
+        "kind": kind,
+        "run": str(run.directory),
+        **_describe_checkpoint(run),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": metadata.version("dcdist"),
+        "device": subject.images.numerics.device.type,
+        "data": data,
+        "heldout": heldout,
+        "label_names": subject.source.label_names,
+        "num_classes": subject.num_classes,
+        "seeds": list(subject.options.seeds),
+        "protocol": KINDS[kind].protocol(subject),
+    }
+
+
+def _describe_checkpoint(run: StoredRun) -> dict[str, Any]:
+    position = {name: run.position[name] for name in ("stage", "epoch", "step", "stage_done")}
+    return {"checkpoint": str(run.checkpoint), **position}
+
+
+def _describe_source(source: ImageSource, root: str, split: str | None) -> dict[str, Any]:
+    assert source.labels is not None
+    return {
+        "root": root,
+        "split": split,
+        "num_images": len(source),
+        "num_labelled": int((source.labels >= 0).sum()),
+        "num_undecodable": len(source.undecodable),
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def _write(directory: RunDirectory, kind: str, report: Report) -> None:
+    """Under the next free number, also where another evaluation takes one at the same time."""
+    content = json.dumps(report, indent=1, allow_nan=False).encode() + b"\n"
+    while True:
+        with contextlib.suppress(FileExistsError):
+            directory.storage.create_exclusive(directory.evaluation_file(kind), content)
+            return

@@ -1,0 +1,105 @@
+"""A run as its directory has it: config, network and final clustering of the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dcdist.build.run import build_backbone
+from dcdist.commits import CheckpointName
+from dcdist.config.load import parse_yaml, validate
+from dcdist.config.schema import ExperimentConfig, StageConfig
+from dcdist.distributed.collectives import Collectives
+from dcdist.engine.readout import Readout
+from dcdist.engine.restore import StoredCheckpoint, open_newest
+from dcdist.errors import RunError, UsageError
+from dcdist.models.backbone import Backbone
+from dcdist.run_directory import CONFIG, RunDirectory
+
+_OF_THE_BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a run's newest checkpoint holds, as far as it is looked at and not trained on."""
+
+    directory: RunDirectory
+    config: ExperimentConfig  # resolved
+    checkpoint: CheckpointName
+    position: Mapping[str, Any]  # where training was
+    world_size: int  # processes that it was trained by
+    backbone: Backbone
+    readout: Readout | None  # the final clustering of the stage; None where the stage has not ended
+
+    @property
+    def stage(self) -> StageConfig:
+        """The stage that the checkpoint is of."""
+        return next(stage for stage in self.config.resolved_stages() if stage.name == self.position["stage"])
+
+    def untrained(self) -> Backbone:
+        """The same network at its initial weights (random ones, wherever the run's own came from)."""
+        return _build(self.config)
+
+    def fingerprints(self) -> set[str]:
+        """Of the images that the run was trained on."""
+        attempts = map(self.directory.read_attempt, self.directory.attempt_numbers())
+        return {attempt["data"]["fingerprint"] for attempt in attempts if "data" in attempt}
+
+
+def read_run(url: str) -> StoredRun:
+    """Opens a run, local or behind a URL, by the newest checkpoint of its line that is whole; starts nothing.
+
+    Raises:
+        UsageError: there is no run, or it has no checkpoint yet.
+        RunError: none of its checkpoints is whole, or its config builds another network.
+    """
+    directory = RunDirectory(url)
+    if not directory.storage.exists(CONFIG):
+        raise UsageError(f"{directory} has no {CONFIG}: is this a run's folder (run.dir)?")
+    where = directory.storage.url(CONFIG)
+    config = validate(parse_yaml(directory.storage.read_bytes(CONFIG).decode(), where), where)
+    stored = open_newest(directory, directory.line(), Collectives())
+    if stored is None:
+        raise UsageError(f"{directory} has no checkpoint yet: train it first, by dcdist train CONFIG run.dir={url}")
+    with stored:
+        position = stored.commit.position
+        return StoredRun(
+            directory=directory,
+            config=config,
+            checkpoint=stored.name,
+            position=position,
+            world_size=stored.commit.world_size,
+            backbone=_backbone(config, stored),
+            readout=_readout(stored) if position["stage_done"] else None,
+        )
+
+
+def _build(config: ExperimentConfig) -> Backbone:
+    return build_backbone(config.model, config.views.image_size, config.run.seed)
+
+
+def _backbone(config: ExperimentConfig, stored: StoredCheckpoint) -> Backbone:
+    state: dict[str, torch.Tensor] = stored.read("method")
+    weights = {
+        name.removeprefix(_OF_THE_BACKBONE): tensor
+        for name, tensor in state.items()
+        if name.startswith(_OF_THE_BACKBONE)
+    }
+    backbone = _build(config)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"checkpoint {stored.name} does not hold the network of {CONFIG} ({error}): restore the {CONFIG} that "
+            "the run was started with, or use the dcdist that trained it"
+        ) from error
+    return backbone
+
+
+def _readout(stored: StoredCheckpoint) -> Readout:
+    readout = Readout()
+    readout.load_state_dict(stored.read("readout"))
+    return readout
