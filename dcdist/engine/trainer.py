@@ -22,7 +22,7 @@ from dcdist.engine.heldout import HeldOut
 from dcdist.engine.journal import Journal
 from dcdist.engine.state import AdoptedClustering, Decodability, Progress
 from dcdist.engine.training_step import TrainingStep
-from dcdist.errors import RunError
+from dcdist.errors import RunError, UsageError
 from dcdist.faults import fault_point
 from dcdist.features import ImagePass, RawFeatures, extract_features, find_undecodable, gather_failures, reduce_features
 from dcdist.methods.base import EpochPlan, Method, Microbatch
@@ -150,11 +150,11 @@ class Trainer:
             named = [f"{self.source.keys[sample_id]} ({reason})" for sample_id, reason in sorted(failures.items())]
             some = "; ".join(named[:10]) + (f"; and {len(named) - 10} more" if len(named) > 10 else "")
             message = f"{len(named)} of {len(self.source)} images do not decode: {some}"
+            if len(failures) == len(self.source):
+                raise UsageError(f"no image decodes: {some}. Is data.root a folder of images, Parquet or packed shards?")
             if self.undecodable_is_fatal:
                 raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
             self.journal.event("undecodable", count=len(named), message=message)
-            if len(failures) == len(self.source):
-                raise RunError(f"no image decodes: {some}")
 
     def cluster(self, shards: Sequence[FeatureShard], epoch: int) -> Clustering:
         """What the rows of all ranks make; an interrupted clustering is repeated identically."""
