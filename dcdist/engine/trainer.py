@@ -151,7 +151,7 @@ class Trainer:
             some = "; ".join(named[:10]) + (f"; and {len(named) - 10} more" if len(named) > 10 else "")
             message = f"{len(named)} of {len(self.source)} images do not decode: {some}"
             if len(failures) == len(self.source):
-                raise UsageError(f"no image decodes: {some}. Is data.root a folder of images, Parquet or packed shards?")
+                raise UsageError(f"no image of data.root decodes: {some}. Give it images, Parquet or packed shards")
             if self.undecodable_is_fatal:
                 raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
             self.journal.event("undecodable", count=len(named), message=message)
