@@ -157,24 +157,33 @@ def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         raise UsageError(f"override {override!r} is not of the form section.key=value, as in train.num_epochs=10")
     value = parse_yaml(text, f"override {override!r}") if text else None
     path = name.split(".")
-    if path[0] == "stages" and len(path) > 2:
-        return _override_stage(values, path, value)
-    change = _nested(path, value)
     stages = values.get("stages") or []
+    if path[0] == "stages" and len(path) > 2:
+        return {**values, "stages": _override_entry(stages, "stages", path[1], path[2:], value)}
+    change = _nested(path, value)
     if stages and all(_hides(entry, change) for entry in stages):
         instead = " or ".join(f"stages.{entry.get('name')}.{name}" for entry in stages)
         raise UsageError(f"override {override!r} would change nothing: every stage sets {name} itself; use {instead}")
-    return merge(values, change)
+    return _override(values, path, value)
 
 
-def _override_stage(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    stages = list(values.get("stages") or [])
-    for index, entry in enumerate(stages):
-        if path[1] in (str(index), entry.get("name")):
-            stages[index] = merge(entry, _nested(path[2:], value))
-            return {**values, "stages": stages}
-    names = ", ".join(str(entry.get("name")) for entry in stages) or "none"
-    raise UsageError(f"stages.{path[1]} does not exist; the config's stages are: {names}")
+def _override(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    if path[:2] == ["joint", "parts"] and len(path) > 3:
+        joint = values.get("joint") or {}
+        parts = _override_entry(joint.get("parts") or [], "joint.parts", path[2], path[3:], value)
+        return {**values, "joint": {**joint, "parts": parts}}
+    return merge(values, _nested(path, value))
+
+
+def _override_entry(
+    entries: Sequence[dict[str, Any]], where: str, name: str, path: list[str], value: Any
+) -> list[dict[str, Any]]:
+    """The named list with one of its entries, by name or position, changed."""
+    for index, entry in enumerate(entries):
+        if name in (str(index), entry.get("name")):
+            return [*entries[:index], _override(entry, path, value), *entries[index + 1 :]]
+    names = ", ".join(str(entry.get("name")) for entry in entries) or "none"
+    raise UsageError(f"{where}.{name} does not exist; the config's {where} are: {names}")
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:

@@ -247,3 +247,20 @@ def test_parts_of_a_joint_method_override_the_stage(write) -> None:
     (first, weight), (second, default) = stage.resolved_parts()
     assert (first.name, first.method, first.views.image_size, weight) == ("a", "simclr", 64, 0.5)
     assert (second.name, second.method, second.views.image_size, default) == ("b", "deepcluster", 224, 1.0)
+
+
+@pytest.mark.parametrize("part", ["b", "1"])
+def test_an_override_may_change_a_part_of_a_joint_method(write, part: str) -> None:
+    path = write(JOINT.replace("WHAT", "weight: 0.5"))
+    config = load_config(path, [f"joint.parts.{part}.weight=2", f"joint.parts.{part}.deepcluster.sampler=reference"])
+    (_, first), (second, weight) = config.resolved_stages()[0].resolved_parts()
+    assert (first, weight, second.deepcluster.sampler) == (0.5, 2.0, "reference")
+    with pytest.raises(UsageError, match=re.escape("joint.parts.c does not exist; the config's joint.parts are: a, b")):
+        load_config(path, ["joint.parts.c.weight=2"])
+
+
+def test_an_override_may_change_a_part_of_a_stage(write) -> None:
+    text = BASE + "stages: [{name: s, method: joint, joint: {parts: [{name: a, method: simclr}]}}]\n"
+    config = load_config(write(text), ["stages.s.joint.parts.a.simclr.temperature=0.5"])
+    ((part, _),) = config.resolved_stages()[0].resolved_parts()
+    assert part.simclr.temperature == 0.5
