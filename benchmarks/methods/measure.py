@@ -84,7 +84,7 @@ def describe_run(run_dir: Path) -> Row:
     run = RunDirectory(str(run_dir))
     seconds, attempts = wall_seconds(run)
     num_processes = _newest_attempt(run)["num_processes"]
-    return {"run": str(run_dir), "wall_seconds": seconds, "attempts": attempts, "num_processes": num_processes}
+    return {"run": run_dir.name, "wall_seconds": seconds, "attempts": attempts, "num_processes": num_processes}
 
 
 def _newest_attempt(run: RunDirectory) -> dict[str, Any]:
