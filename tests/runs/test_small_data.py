@@ -44,6 +44,7 @@ def test_no_method_collapses(path: Path, roots: dict[str, Path], tmp_path: Path)
     records = list(read_metrics(open_storage(tmp_path / "run")))
     assert [record["message"] for record in records if record.get("event") == "collapse"] == []
     losses = [record["loss"] for record in records if record["kind"] == "epoch"]
+    assert None not in losses, "an epoch had nothing to learn from"
     assert all(math.isfinite(loss) for loss in losses)
     skipped = [record["figures"]["skipped_ratio"] for record in records if "skipped_ratio" in record.get("figures", {})]
     assert not skipped or np.mean(skipped) < 0.5
