@@ -44,7 +44,14 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
     """Of the top level, of a stage, or of a part of a joint one: the keys that it has."""
     small = dict(values)
     limits = {
-        "train": {"num_epochs": 1, "steps_per_epoch": 2, "batch_size": BATCH_SIZE, "microbatch_size": BATCH_SIZE // 2},
+        # A learning rate belongs to its batch size.
+        "train": {
+            "num_epochs": 1,
+            "steps_per_epoch": 2,
+            "batch_size": BATCH_SIZE,
+            "microbatch_size": BATCH_SIZE // 2,
+            "learning_rate": 0.01,
+        },
         "features": {"pca_dimensions": 8, "batch_size": 16},
         "readout": {"num_clusters": 4, "merge_to": 2, "pca_dimensions": 8, "num_restarts": 1},
         "swav": {"queue_length": 8, "num_prototypes": 16, "hidden": 64},
