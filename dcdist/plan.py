@@ -11,7 +11,7 @@ import torch
 
 from dcdist.build.checks import check_stages
 from dcdist.build.clustering import cluster_counts, clustering_stage
-from dcdist.build.methods import Samples, build_method
+from dcdist.build.methods import Samples, build_method, epoch_length
 from dcdist.build.run import build_backbone, open_data
 from dcdist.build.views import GIB
 from dcdist.clustering.kmeans import choose_placement
@@ -38,7 +38,7 @@ def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
     ]
     lines += [f"processes         {num_processes} on {device.type}"]
     stages = config.resolved_stages()
-    check_stages(stages, len(source), backbone.num_features, num_processes)
+    check_stages(stages, len(source), backbone, num_processes)
     for stage in stages:
         lines += ["", f"stage {stage.name}", *_stage_lines(stage, len(source), backbone, num_processes)]
     return "\n".join(lines)
@@ -46,7 +46,7 @@ def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
 
 def _stage_lines(stage: StageConfig, num_samples: int, backbone: Backbone, num_processes: int) -> Iterator[str]:
     train = stage.train
-    steps = train.steps_per_epoch or -(-num_samples // train.batch_size)
+    steps = epoch_length(stage).num_steps(num_samples)
     yield f"steps an epoch    {steps:,} of {train.batch_size} images: {steps * train.batch_size:,} images"
     yield f"steps in all      {steps * train.num_epochs:,}"
     clusters = clustering_stage(stage)

@@ -104,7 +104,7 @@ class Session:
     def check_data(self) -> str:
         """On rank 0: the data's fingerprint, held against the run's; K, PCA and processes held against the data."""
         stages = self.config.resolved_stages()
-        check_stages(stages, len(self.source), self.backbone.num_features, self.collectives.world_size)
+        check_stages(stages, len(self.source), self.backbone, self.collectives.world_size)
         fingerprint = self.source.fingerprint()
         for number in self.run_directory.attempt_numbers():
             before = self.run_directory.read_attempt(number).get("data", {})

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dcdist.attempt_description import job_started_at
-from dcdist.build.run import build_recorder
+from dcdist.build.run import build_numerics, build_recorder
 from dcdist.build.stage import Surroundings, build_stage
 from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
@@ -31,7 +31,6 @@ from dcdist.errors import UsageError
 from dcdist.metrics.recorder import Recorder
 from dcdist.models.backbone import Backbone
 from dcdist.models.initial_weights import load_initial_weights
-from dcdist.models.numerics import Numerics
 from dcdist.run_directory import CONFIG, KEYS, Attempt, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -87,13 +86,12 @@ class Training:
             num_loader_processes(config.data, device),
             pin_memory=device.type == "cuda",
         )
-        train = config.train
         shared = Surroundings(
             config=config,
             source=begun.source,
             heldout_source=begun.heldout,
             backbone=begun.backbone,
-            numerics=Numerics(device, train.precision == "bf16", bool(train.channels_last)),
+            numerics=build_numerics(config.train, device),
             devices=begun.devices,
             loader=loader,
             collectives=self._collectives,

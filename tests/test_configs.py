@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcdist.build.checks import check_stages
+from dcdist.build.run import build_backbone
 from dcdist.config.identity import resolve_autos
 from dcdist.config.load import load_config
 from tests.configs_shrunken import config_paths, images_of, shrunken, shrunken_data
@@ -38,7 +39,8 @@ def test_the_share_exists() -> None:
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
 def test_resolves(path: Path) -> None:
     config = resolve_autos(load_config(path), has_bfloat16=True)
-    check_stages(config.resolved_stages(), num_samples=2_000_000, num_features=4096, world_size=1)
+    backbone = build_backbone(config.model, config.views.image_size, config.run.seed)
+    check_stages(config.resolved_stages(), num_samples=2_000_000, backbone=backbone, world_size=1)
 
 
 @pytest.mark.parametrize(

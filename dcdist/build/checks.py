@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dcdist.build.clustering import cluster_counts, clustering_stage
+import torch
+
+from dcdist.build.clustering import build_readout, cluster_counts, clustering_stage
+from dcdist.build.methods import Samples, build_method
 from dcdist.build.views import crop_views
+from dcdist.clustering.linear_scan import LinearScan
+from dcdist.clustering.pic import PowerIterationClustering
 from dcdist.config.schema import StageConfig
 from dcdist.errors import UsageError
+from dcdist.models.backbone import Backbone
+
+_CPU = torch.device("cpu")
 
 
-def check_stages(stages: Sequence[StageConfig], num_samples: int, num_features: int, world_size: int) -> None:
-    """Refuses what cannot work.
+def check_stages(stages: Sequence[StageConfig], num_samples: int, backbone: Backbone, world_size: int) -> None:
+    """Refuses what cannot work, what a read-out or a later stage would refuse after hours of training included.
 
     Raises:
         UsageError: K, PCA dimensions, neighbours, views or the number of processes do not fit, or the order of stages
@@ -19,12 +27,14 @@ def check_stages(stages: Sequence[StageConfig], num_samples: int, num_features: 
     """
     for number, stage in enumerate(stages):
         _check_processes(stage, world_size)
-        _check_features(stage, num_samples, num_features)
-        _check_readout(stage, num_samples)
+        _check_features(stage, num_samples, backbone.num_features)
+        _check_readout(stage, num_samples, backbone.num_features)
         if stage.method == "joint":
             _check_joint(stage)
         for part in [part for part, _ in stage.resolved_parts()] if stage.method == "joint" else [stage]:
             _check_views(part)
+            if part.method == "jigsaw":  # whose tiles have to fit the network
+                build_method(part, backbone, 0, Samples(num_samples, range(num_samples), _CPU))
         before = stages[number - 1] if number else None
         if stage.method == "selflabel" and (before is None or before.method not in ("scan", "selflabel")):
             raise UsageError(
@@ -62,9 +72,18 @@ def _check_features(stage: StageConfig, num_samples: int, num_features: int) -> 
         _check_dimensions("features.pca_dimensions", clusters.features.pca_dimensions, num_samples, num_features)
 
 
-def _check_readout(stage: StageConfig, num_samples: int) -> None:
+def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> None:
     if stage.method in ("scan", "selflabel"):
         return  # their classifiers read out
+    recipe = build_readout(stage, (_CPU,))
+    name = "features" if stage.readout.pca_dimensions == "auto" else "readout"
+    _check_dimensions(f"{name}.pca_dimensions", recipe.pca_dimensions, num_samples, num_features)
+    clusterer = recipe.clusterer
+    if isinstance(clusterer, LinearScan | PowerIterationClustering) and clusterer.num_neighbors >= num_samples:
+        raise UsageError(
+            f"clustering.num_neighbors={clusterer.num_neighbors} needs more images than that, data.root has "
+            f"{num_samples}: set clustering.num_neighbors to at most {num_samples - 1}"
+        )
     if stage.readout.num_clusters is not None:
         _check_count("readout.num_clusters", stage.readout.num_clusters, num_samples)
     elif clustering_stage(stage) is None and max(cluster_counts(stage.clustering)) > num_samples:

@@ -45,7 +45,8 @@ def build_method(stage: StageConfig, backbone: Backbone, seed: int, samples: Sam
         return METHODS[stage.method](stage, backbone, seed, samples)
 
 
-def _length(stage: StageConfig) -> EpochLength:
+def epoch_length(stage: StageConfig) -> EpochLength:
+    """How long an epoch of the stage is."""
     return EpochLength(stage.train.batch_size, stage.train.steps_per_epoch)
 
 
@@ -59,7 +60,7 @@ def _deepcluster(stage: StageConfig, backbone: Backbone, seed: int, samples: Sam
         num_clusters=cluster_counts(stage.clustering),
         view=training_view(stage.views),
         seed=seed,
-        length=_length(stage),
+        length=epoch_length(stage),
         sampler=stage.deepcluster.sampler,
         head_learning_rate_scale=stage.deepcluster.head_learning_rate_scale,
         head_momentum=stage.deepcluster.head_momentum,
@@ -74,14 +75,14 @@ def _deepcluster_v2(stage: StageConfig, backbone: Backbone, seed: int, samples: 
         num_clusters=cluster_counts(stage.clustering),
         views=crop_views(stage.views),
         seed=seed,
-        length=_length(stage),
+        length=epoch_length(stage),
         temperature=section.temperature,
         bank=FeatureBank(samples.own, NUM_BANK_VIEWS, section.dimensions, samples.device),
     )
 
 
 def _swav(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:
-    section, length = stage.swav, _length(stage)
+    section, length = stage.swav, epoch_length(stage)
     return Swav(
         backbone=backbone,
         projector=_projector(backbone, section.hidden, section.dimensions),
@@ -105,7 +106,7 @@ def _simclr(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples)
         projector=_projector(backbone, section.hidden, section.dimensions),
         views=crop_views(stage.views),
         seed=seed,
-        length=_length(stage),
+        length=epoch_length(stage),
         temperature=section.temperature,
     )
 
@@ -129,7 +130,7 @@ def _jigsaw(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples)
             permutations=permutation_set(section.num_permutations, seed, NUM_TILES, section.permutation_distance),
             view=puzzle_view(stage.views, section),
             seed=seed,
-            length=_length(stage),
+            length=epoch_length(stage),
             rotation=section.rotation,
             num_distractors=section.num_distractors,
         )
@@ -147,7 +148,7 @@ def _scan(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -
         train_backbone=section.train_backbone,
         view=training_view(stage.views),
         seed=seed,
-        length=_length(stage),
+        length=epoch_length(stage),
     )
 
 
@@ -162,7 +163,7 @@ def _selflabel(stage: StageConfig, backbone: Backbone, seed: int, samples: Sampl
         weak=evaluation_view(stage.views),
         strong=training_view(stage.views),
         seed=seed,
-        length=_length(stage),
+        length=epoch_length(stage),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from dcdist.config.schema import DataSection, ExperimentConfig, ModelSection
+from dcdist.config.schema import DataSection, ExperimentConfig, ModelSection, TrainSection
 from dcdist.data.source import ImageSource, open_source
 from dcdist.distributed.seeding import derive_seed
 from dcdist.errors import UsageError
@@ -23,6 +23,7 @@ from dcdist.metrics.recorder import Recorder, Sink
 from dcdist.metrics.tensorboard import TensorBoardSink
 from dcdist.models.alexnet import alexnet
 from dcdist.models.backbone import Backbone
+from dcdist.models.numerics import Numerics
 from dcdist.models.resnet import resnet18, resnet34, resnet50
 from dcdist.models.small import small_convnet, small_resnet, strided_resnet
 from dcdist.models.sobel import Sobel
@@ -79,6 +80,11 @@ def build_backbone(model: ModelSection, image_size: int, seed: int) -> Backbone:
             return factory(stem, 2 if model.sobel else 3, image_size, **_options(model))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def build_numerics(train: TrainSection, device: torch.device) -> Numerics:
+    """Where and in which precision the networks of a resolved config compute."""
+    return Numerics(device, bfloat16=train.precision == "bf16", channels_last=bool(train.channels_last))
 
 
 def _options(model: ModelSection) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dcdist.build.clustering import build_clustering_step, build_readout, clustering_stage
-from dcdist.build.methods import REMEDIES, Samples, build_method
+from dcdist.build.methods import REMEDIES, Samples, build_method, epoch_length
 from dcdist.build.views import build_images
 from dcdist.commits import Kind
 from dcdist.config.schema import ExperimentConfig, TrainSection
@@ -62,7 +62,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
     method = build_method(stage, shared.backbone, seed, Samples(num_samples, own, shared.numerics.device))
     shared.numerics.place(method)
     num_microbatches = train.batch_size // train.microbatch_size
-    steps_per_epoch = train.steps_per_epoch or -(-num_samples // train.batch_size)
+    steps_per_epoch = epoch_length(stage).num_steps(num_samples)
     optimizer = Optimizer(
         method.parameter_groups(),
         {parameter: name for name, parameter in method.named_parameters()},

@@ -56,6 +56,9 @@ def assignments_table(clustering: Clustering) -> pa.Table:
 
 def neighbors_table(neighbors: torch.Tensor) -> pa.Table:
     """A row per sample, of its neighbours [N, k] nearest first; null where an image did not decode."""
-    rows = [None if row[0] < 0 else row for row in neighbors.tolist()]
-    columns = [pa.array(np.arange(len(rows), dtype=np.int64)), pa.array(rows, pa.list_(pa.int64()))]
+    present = (neighbors[:, 0] >= 0).numpy()
+    offsets = np.concatenate([[0], np.cumsum(present * neighbors.shape[1])]).astype(np.int32)
+    values = pa.array(neighbors.numpy()[present].ravel())  # no Python object a neighbour
+    lists = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~present))
+    columns = [pa.array(np.arange(len(neighbors), dtype=np.int64)), lists]
     return pa.table(columns, schema=NEIGHBORS_SCHEMA)

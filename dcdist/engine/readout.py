@@ -20,7 +20,6 @@ from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.seeding import torch_generator
 from dcdist.features import ImagePass, RawFeatures, extract_features, reduce_features, transform_features
 from dcdist.methods.base import Method
-from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier
 
 
@@ -135,14 +134,6 @@ def _classified(readout: Readout, raw: RawFeatures, num_samples: int, collective
     total = float(distances.nansum()) / max(1, int((assignments >= 0).sum()))
     head = HeadClustering(assignments, distances, classifier.weight, total, 0, 0, "classifier")
     return Clustering((head,))
-
-
-def assign_images(
-    readout: Readout, backbone: Backbone, source: ImageSource, images: ImagePass, collectives: Collectives
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final clusters [N] int32 and distances [N] of the images of any source, on every rank. Collective."""
-    raw = extract_features(backbone, source, images, collectives)
-    return assign_everywhere(readout, readout.rows(raw), len(source), collectives)
 
 
 def assign_everywhere(

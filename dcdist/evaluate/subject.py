@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 import torch
 
-from dcdist.build.run import open_data
+from dcdist.build.run import build_numerics, open_data
 from dcdist.build.views import build_images
 from dcdist.clustering.types import FeatureShard
 from dcdist.data.loader import BatchLoader
@@ -29,7 +29,6 @@ from dcdist.evaluate.stored_run import StoredRun
 from dcdist.evaluation.clusters import Partition
 from dcdist.evaluation.feature_sets import PIXELS, TRAINED, UNTRAINED, FeatureSet, raw_pixels
 from dcdist.features import ImagePass, RawFeatures
-from dcdist.models.numerics import Numerics
 
 NO_SPLIT = "none"
 
@@ -153,8 +152,7 @@ def open_subject(run: StoredRun, options: Options) -> Iterator[Subject]:
         start_server()
     sources = [source] if heldout is None else [source, heldout]
     loader = BatchLoader(sources, num_workers, pin_memory=device.type == "cuda")
-    train = run.config.train
-    numerics = Numerics(device, bfloat16=train.precision == "bf16", channels_last=bool(train.channels_last))
+    numerics = build_numerics(run.config.train, device)
     try:
         yield Subject(
             run, options, root, split, heldout_split, source, heldout, build_images(run.stage, numerics, loader)

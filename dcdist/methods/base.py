@@ -55,6 +55,13 @@ class EpochLength:
         """Steps of an epoch over U samples."""
         return self.steps_per_epoch or -(-num_usable // self.batch_size)
 
+    def order(self, usable: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Sample ids [P] int64 of an epoch in random order: passes over the usable samples [U], the last cut short."""
+        num_draws = self.num_steps(len(usable)) * self.batch_size
+        generator = numpy_generator(seed, "order", epoch)
+        passes = [generator.permutation(usable) for _ in range(-(-num_draws // len(usable)))]
+        return np.concatenate(passes)[:num_draws]
+
 
 class Method(nn.Module, ABC):
     """A way to learn features without labels. Subclasses are final: none is derived from another.
@@ -127,13 +134,6 @@ class Method(nn.Module, ABC):
     def chance_losses(self) -> dict[str, float]:
         """What each named loss is where the network says nothing (log K): a loss that stays there has collapsed."""
         return {}
-
-
-def shuffled(usable: np.ndarray, num_draws: int, *coordinates: int | str) -> np.ndarray:
-    """Sample ids [num_draws] int64 in random order: passes over the usable samples, the last one cut short."""
-    generator = numpy_generator(*coordinates)
-    passes = [generator.permutation(usable) for _ in range(-(-num_draws // len(usable)))]
-    return np.concatenate(passes)[:num_draws]
 
 
 def usage_entropy_ratio(mean_assignment: torch.Tensor) -> dict[str, torch.Tensor]:

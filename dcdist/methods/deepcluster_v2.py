@@ -16,7 +16,7 @@ from torch.nn import functional
 from dcdist.clustering.bank import FeatureBank
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
-from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled
+from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Embedder, Prototypes
 from dcdist.models.projection import ProjectedBackbone, Projector, embed_views
@@ -111,7 +111,7 @@ class DeepClusterV2(Method):
         assert clustering is not None
         assignments = np.stack([head.assignments.numpy() for head in clustering.heads], axis=1).astype(np.int64)
         num_steps = self.length.num_steps(len(usable))
-        sample_ids = shuffled(usable, num_steps * self.length.batch_size, self.seed, "order", epoch)
+        sample_ids = self.length.order(usable, self.seed, epoch)
         return EpochPlan({"clusters": Stream(sample_ids, assignments[sample_ids], self.views)}, num_steps)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

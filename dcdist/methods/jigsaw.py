@@ -19,7 +19,7 @@ from dcdist.clustering.types import Clustering
 from dcdist.data.tiles import NUM_TILES, NUM_TURNS, draw_distractors, turned
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import numpy_generator, torch_generator
-from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled
+from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream
 from dcdist.models.backbone import Backbone, output_shape
 from dcdist.models.puzzle_head import PuzzleHead
 
@@ -120,7 +120,7 @@ class Jigsaw(Method):
     def plan_epoch(self, epoch: int, usable: np.ndarray, clustering: Clustering | None) -> EpochPlan:  # noqa: ARG002
         num_steps = self.length.num_steps(len(usable))
         num_draws = num_steps * self.length.batch_size
-        sample_ids = shuffled(usable, num_draws, self.seed, "order", epoch)
+        sample_ids = self.length.order(usable, self.seed, epoch)
         classes = numpy_generator(self.seed, "targets", epoch).integers(self.head.num_classes, size=num_draws)
         return EpochPlan({"puzzles": Stream(sample_ids, classes, (self.view,))}, num_steps)
 

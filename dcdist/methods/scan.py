@@ -16,7 +16,7 @@ from dcdist.clustering.consistency import scan_terms
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import numpy_generator
-from dcdist.methods.base import USAGE, EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled, usage_entropy_ratio
+from dcdist.methods.base import USAGE, EpochLength, EpochPlan, Method, Microbatch, Stream, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier, LinearHeads
 
@@ -104,7 +104,7 @@ class Scan(Method):
         assert clustering.neighbors is not None
         neighbors = clustering.neighbors.numpy()
         num_steps = self.length.num_steps(len(usable))
-        anchors = shuffled(usable, num_steps * self.length.batch_size, self.seed, "order", epoch)
+        anchors = self.length.order(usable, self.seed, epoch)
         candidates = np.concatenate([anchors[:, None], neighbors[anchors]], axis=1)
         choice = numpy_generator(self.seed, "neighbors", epoch).integers(candidates.shape[1], size=len(anchors))
         partners = candidates[np.arange(len(anchors)), choice]

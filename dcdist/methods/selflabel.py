@@ -15,7 +15,7 @@ from torch.nn import functional
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.errors import UsageError
-from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled, usage_entropy_ratio
+from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier, LinearHeads
 from dcdist.models.statistics import frozen_statistics
@@ -114,9 +114,8 @@ class SelfLabel(Method):
                 parameter.data.copy_(average.data)
 
     def plan_epoch(self, epoch: int, usable: np.ndarray, clustering: Clustering | None) -> EpochPlan:  # noqa: ARG002
-        num_steps = self.length.num_steps(len(usable))
-        sample_ids = shuffled(usable, num_steps * self.length.batch_size, self.seed, "order", epoch)
-        return EpochPlan({"images": Stream(sample_ids, None, self.views)}, num_steps)
+        sample_ids = self.length.order(usable, self.seed, epoch)
+        return EpochPlan({"images": Stream(sample_ids, None, self.views)}, self.length.num_steps(len(usable)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": self._learning()}]

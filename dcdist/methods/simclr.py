@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
-from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, shuffled
+from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream
 from dcdist.models.backbone import Backbone
 from dcdist.models.projection import Projector, embed_views
 
@@ -72,9 +72,8 @@ class Simclr(Method):
         return {"contrast": functional.cross_entropy(similarities, partners)}
 
     def plan_epoch(self, epoch: int, usable: np.ndarray, clustering: Clustering | None) -> EpochPlan:  # noqa: ARG002
-        num_steps = self.length.num_steps(len(usable))
-        sample_ids = shuffled(usable, num_steps * self.length.batch_size, self.seed, "order", epoch)
-        return EpochPlan({"images": Stream(sample_ids, None, self.views)}, num_steps)
+        sample_ids = self.length.order(usable, self.seed, epoch)
+        return EpochPlan({"images": Stream(sample_ids, None, self.views)}, self.length.num_steps(len(usable)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.parameters())}]

@@ -193,3 +193,28 @@ def test_a_lost_config_is_not_replaced_by_another(begun: Path, tmp_path: Path) -
     message = refused(begun, "clustering.num_clusters=7")
     assert "has lost its config.yaml" in message
     assert run(begun) == [0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["features.pca_dimensions=256"], "features.pca_dimensions=256 needs at least as many images"),
+        (["readout.pca_dimensions=40"], "readout.pca_dimensions=40 needs at least as many images"),
+        (["readout.method=scan", "clustering.num_neighbors=100"], "clustering.num_neighbors=100 needs more images"),
+        (["readout.method=pic", "clustering.num_neighbors=100"], "clustering.num_neighbors=100 needs more images"),
+    ],
+)
+def test_what_the_readout_would_refuse_is_refused_before_training(
+    overrides: list[str], message: str, images: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.yaml", experiment(images, tmp_path / "run"))
+    assert message in refused(config, "method=simclr", *overrides)
+    assert not (tmp_path / "run/attempts").exists()
+
+
+def test_what_a_later_stage_would_refuse_is_refused_before_training(images: Path, tmp_path: Path) -> None:
+    stages = [{"name": "first", "method": "deepcluster"}, {"name": "second", "method": "jigsaw"}]
+    jigsaw = {"puzzle_size": 27, "tile_size": 8, "pool": 3, "num_permutations": 5}
+    values = {**experiment(images, tmp_path / "run"), "stages": stages, "jigsaw": jigsaw}
+    assert "stage second: the network's map" in refused(write_config(tmp_path / "config.yaml", values))
+    assert not (tmp_path / "run/attempts").exists()
