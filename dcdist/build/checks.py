@@ -35,12 +35,39 @@ def check_stages(stages: Sequence[StageConfig], num_samples: int, backbone: Back
             _check_views(part)
             if part.method == "jigsaw":  # whose tiles have to fit the network
                 build_method(part, backbone, 0, Samples(num_samples, range(num_samples), _CPU))
-        before = stages[number - 1] if number else None
-        if stage.method == "selflabel" and (before is None or before.method not in ("scan", "selflabel")):
-            raise UsageError(
-                f"stage {stage.name}: method=selflabel goes on from the classifier of the stage before it: "
-                "put a stage with method=scan before it"
-            )
+        if stage.method == "selflabel" or (stage.method == "scan" and stage.scan.initial == "readout"):
+            _check_classifier(stage, stages[number - 1] if number else None, backbone)
+
+
+def _check_classifier(stage: StageConfig, before: StageConfig | None, backbone: Backbone) -> None:
+    """The stage goes on from a linear classifier, which the stage before it has to leave."""
+    wants = "method=selflabel" if stage.method == "selflabel" else "scan.initial=readout"
+    remedy = (
+        f"put a stage with method=scan before it, or one with readout.method=scan, readout.pca_dimensions and "
+        f"readout.num_clusters={stage.scan.num_clusters}"
+    )
+    if before is None:
+        raise UsageError(f"stage {stage.name}: {wants} goes on from the classifier of a stage before it: {remedy}")
+    if before.method in ("scan", "selflabel"):
+        count: int | None = before.scan.num_clusters
+    else:
+        recipe = build_readout(before, (_CPU,))
+        is_linear = isinstance(recipe.clusterer, LinearScan) and recipe.pca_dimensions and recipe.merge_to is None
+        count = recipe.clusterer.num_clusters if isinstance(recipe.clusterer, LinearScan) and is_linear else None
+        if backbone.features_before_relu:
+            remedy = "this network's classifiers follow a ReLU, which those of reduced rows do not: put a stage with "
+            remedy += "method=scan before it"
+            count = None
+    if count is None:
+        raise UsageError(
+            f"stage {stage.name}: {wants} goes on from the classifier of the stage before it, and stage {before.name} "
+            f"(method={before.method}) leaves none: {remedy}"
+        )
+    if count != stage.scan.num_clusters:
+        raise UsageError(
+            f"stage {stage.name}: scan.num_clusters={stage.scan.num_clusters}, and the classifier of stage "
+            f"{before.name}, which it goes on from, has {count} classes: set both to the same"
+        )
 
 
 def _check_processes(stage: StageConfig, world_size: int) -> None:

@@ -146,6 +146,7 @@ def _scan(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -
         num_heads=section.num_heads,
         entropy_weight=section.entropy_weight,
         train_backbone=section.train_backbone,
+        initial=section.initial,
         view=training_view(stage.views),
         seed=seed,
         length=epoch_length(stage),

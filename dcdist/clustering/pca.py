@@ -31,6 +31,12 @@ class PCA:
         """Rows [n, D] of any float type -> [n, d] float32, where the rows lie."""
         return (rows.float() - self.mean.to(rows.device)) @ self.projection.to(rows.device)
 
+    @property
+    def root_mean_square_length(self) -> float:
+        """Of the rows that it was fitted on, once they are transformed."""
+        scales = self.projection.double().square().sum(0)
+        return float((self.eigenvalues * scales).sum().sqrt())
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The fields as tensors, for a checkpoint."""
         return {

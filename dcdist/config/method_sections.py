@@ -65,6 +65,9 @@ class ScanSection(Section):
     entropy_weight: NonNegativeFloat = key(5.0, "of the entropy of the mean assignment; the published code has 5")
     num_heads: Positive = key(1, "heads trained side by side; that of the lowest loss is kept")
     train_backbone: bool = key(True, "false: the heads alone learn")
+    initial: Literal["random", "readout"] = key(
+        "random", "heads at first; readout: the final clustering of the stage before (its readout.method=scan)"
+    )
 
 
 class SelfLabelSection(Section):

@@ -70,7 +70,7 @@ def run_stages(
         else:
             state.progress.begin_stage(names[number])
             state.adopted.clear()
-            stage.trainer.method.begin(previous.trainer.method if previous else None)
+            stage.trainer.method.begin(state.readout.on_features() if previous else None)
         run_stage(stage, state, write_clustering)
         previous = stage
     return stage

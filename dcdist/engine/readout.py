@@ -55,6 +55,18 @@ class Readout:
         nearest, distances = nearest_centroids(rows, self.centroids)
         return self.merged_to[nearest.long()], distances
 
+    def on_features(self) -> Classifier | None:
+        """The final clusters as a linear classifier of raw features; None where they are none.
+
+        Of a classifier of reduced rows up to the length of a row: that of every row counts as the root mean square.
+        """
+        if self.classifier is None or not self.classifies_rows:
+            return self.classifier
+        if self.pca is None or self.num_clusters < len(self.merged_to):
+            return None
+        weight = self.classifier.weight @ self.pca.projection.T / self.pca.root_mean_square_length
+        return Classifier(weight, self.classifier.bias - weight @ self.pca.mean, relu_first=False)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "pca": self.pca.state_dict() if self.pca else None,

@@ -101,8 +101,11 @@ class Method(nn.Module, ABC):
         For the first `frozen_steps` steps of the stage a group does not learn.
         """
 
-    def begin(self, previous: Method | None) -> None:
-        """Called once where a stage begins, not where it is resumed; `previous` is the finished stage's method."""
+    def begin(self, classifier: Classifier | None) -> None:
+        """Called once where a stage begins, not where it is resumed.
+
+        `classifier` is the final clustering of the stage before, where that is a linear classifier of its features.
+        """
 
     def adopt(self, clustering: Clustering, generator: torch.Generator) -> list[nn.Parameter]:
         """Makes the clusters the targets; returns the parameters whose optimizer state no longer means anything."""

@@ -96,9 +96,9 @@ class Joint(Method):
         for name in self.parts:
             self._part(name).after_step(kept.get(name))
 
-    def begin(self, previous: Method | None) -> None:
+    def begin(self, classifier: Classifier | None) -> None:
         for name in self.parts:
-            self._part(name).begin(previous)
+            self._part(name).begin(classifier)
 
     def adopt(self, clustering: Clustering, generator: torch.Generator) -> list[nn.Parameter]:
         return self._leader.adopt(clustering, generator)

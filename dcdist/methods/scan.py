@@ -6,7 +6,7 @@ Shapes: N samples, B samples of a step, H heads, C classes, k neighbours, D feat
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Scan(Method):
         num_heads: H, trained side by side.
         entropy_weight: of the entropy of the mean assignment.
         train_backbone: whether more than the heads learns.
+        initial: where heads start; "readout": all at the final clustering of the stage before. From random heads,
+            as published, training finds a partition of its own, often one that is easier and worth less.
         view: how an image is seen.
         seed: where the order of an epoch derives from.
         length: how long an epoch is.
@@ -56,6 +58,7 @@ class Scan(Method):
         num_heads: int,
         entropy_weight: float,
         train_backbone: bool,
+        initial: Literal["random", "readout"],
         view: View,
         seed: int,
         length: EpochLength,
@@ -65,10 +68,16 @@ class Scan(Method):
         self.heads = LinearHeads(backbone.num_features, num_classes, num_heads, backbone.features_before_relu)
         self.entropy_weight = entropy_weight
         self.train_backbone = train_backbone
+        self.initial = initial
         self.view = view
         self.seed = seed
         self.length = length
         self.register_buffer("selection_losses", torch.zeros(num_heads))
+
+    def begin(self, classifier: Classifier | None) -> None:
+        if self.initial == "readout":
+            assert classifier is not None
+            self.heads.set(classifier)
 
     def train(self, mode: bool = True) -> Scan:
         super().train(mode)

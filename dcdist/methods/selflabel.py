@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
-from dcdist.errors import UsageError
 from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier, LinearHeads
@@ -73,13 +72,8 @@ class SelfLabel(Method):
     def _learning(self) -> list[nn.Parameter]:
         return [*self.backbone.parameters(), *self.heads.parameters()]
 
-    def begin(self, previous: Method | None) -> None:
-        classifier = previous.classifier() if previous else None
-        if classifier is None or len(classifier.weight) != self.heads.num_classes:
-            raise UsageError(
-                "method=selflabel goes on from the classifier of the stage before it: put a stage with method=scan and "
-                f"the same scan.num_clusters ({self.heads.num_classes}) before it"
-            )
+    def begin(self, classifier: Classifier | None) -> None:
+        assert classifier is not None
         self.heads.set(classifier)
         for average, parameter in zip(self.averages, self._learning(), strict=bool(self.averages)):
             average.data.copy_(parameter.detach())

@@ -38,6 +38,15 @@ def test_hand_computed() -> None:
     assert pca.numerical_rank == 2
 
 
+@pytest.mark.parametrize("whiten", [True, False])
+def test_root_mean_square_length_is_that_of_the_transformed_rows(whiten: bool) -> None:
+    rows = correlated(500, 20, mean=3.0)
+    pca = fit(rows, 7, whiten, epsilon=1e-2)
+    lengths = pca.transform(rows).double().norm(dim=1)
+    expected = float(lengths.square().sum() / 499) ** 0.5  # variances are of a sample
+    assert pca.root_mean_square_length == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 def test_agrees_with_scikit_learn(mean: float) -> None:
     rows = correlated(2000, 30, mean=mean)

@@ -106,6 +106,29 @@ def test_a_classifier_of_reduced_rows_sees_them_as_the_transform_makes_them_and_
     assert distances.tolist() == pytest.approx([1 - first, 1 - second], rel=1e-5)
 
 
+def test_a_classifier_of_reduced_rows_is_one_of_features_where_rows_have_the_usual_length() -> None:
+    # The root mean square length is sqrt(4 2 + 4 1) = sqrt 12: (4, 5) is reduced to (6, 8) of length 10.
+    readout = by_classifier_of_rows()
+    classifier = readout.on_features()
+    assert classifier is not None
+    usual = math.sqrt(12)
+    by_hand = [math.log(2) + 6 / usual, 8 / usual, 0.0]
+    assert classifier.logits(RAW[:1])[0].tolist() == pytest.approx(by_hand, abs=1e-6)
+    as_long_as_usual = 1.0 + torch.tensor([[0.6, 0.8], [0.0, -1.0]]) * usual / 2
+    expected, _ = readout.assign(readout.rows(raw_features(as_long_as_usual, [0, 1])).features)
+    assert classifier.logits(as_long_as_usual).argmax(1).tolist() == expected.tolist()
+
+
+def test_only_a_linear_read_out_is_a_classifier_of_features() -> None:
+    assert by_classifier().on_features() is not None
+    assert by_centroids().on_features() is None
+    merged, unreduced = by_classifier_of_rows(), by_classifier_of_rows()
+    merged.merged_to = torch.tensor([1, 0, 1], dtype=torch.int32)
+    unreduced.pca = None
+    assert merged.on_features() is None
+    assert unreduced.on_features() is None
+
+
 def stored(state: dict[str, Any]) -> dict[str, Any]:
     """As it comes back from a checkpoint."""
     flat = flatten(state)

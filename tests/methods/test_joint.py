@@ -187,5 +187,5 @@ def test_a_stage_begins_and_steps_follow_for_every_part() -> None:
     torch.testing.assert_close(only.selection_losses, 0.01 * kept["only"])
     method = alone("selflabel")
     previous = small_method("scan")
-    method.begin(previous)
+    method.begin(previous.classifier())
     assert torch.equal(method.classifier().weight, previous.classifier().weight)  # type: ignore[union-attr]

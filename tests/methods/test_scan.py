@@ -12,6 +12,7 @@ import torch
 from dcdist.clustering.consistency import scan_terms
 from dcdist.clustering.types import Clustering
 from dcdist.methods.scan import Outputs, Scan
+from dcdist.models.heads import Classifier
 from tests.methods.small_methods import NUM_SAMPLES, microbatch, small_method
 from tests.methods.training import steps
 
@@ -68,6 +69,17 @@ def test_surely_different_classes_cost_much_and_nothing_is_infinite() -> None:
     assert float(consistency.detach()) == pytest.approx(200 - math.log(2))
     assert anchors.grad is not None
     assert bool(anchors.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("initial", ["random", "readout"])
+def test_heads_begin_at_the_classifier_of_the_stage_before_where_the_config_says_so(initial: str) -> None:
+    method, untouched = scan(initial=initial), scan()
+    classifier = Classifier(torch.arange(4.0 * 16).view(4, 16), torch.arange(4.0), relu_first=False)
+    method.begin(classifier)
+    for head in range(3):
+        expected = classifier if initial == "readout" else untouched.heads.classifier(head)
+        assert torch.equal(method.heads.classifier(head).weight, expected.weight)
+        assert torch.equal(method.heads.classifier(head).bias, expected.bias)
 
 
 def test_logits_are_those_of_each_head_on_the_features_of_anchors_and_neighbours() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dcdist.errors import UsageError
 from dcdist.methods.scan import Scan
 from dcdist.methods.selflabel import Outputs, SelfLabel
 from tests.methods.small_methods import NUM_SAMPLES, microbatch, small_method
@@ -160,7 +159,7 @@ def test_a_stage_begins_with_the_classifier_of_the_one_before(ema_decay: float |
     method = selflabel(ema_decay=ema_decay)
     with torch.no_grad():
         method.backbone.body[0][0].weight.mul_(2.0)  # since it was built, the stage before has trained
-    method.begin(previous)
+    method.begin(previous.classifier())
     assert torch.equal(method.heads.linear.weight, previous.heads.linear.weight[4:8])
     assert torch.equal(method.heads.linear.bias, previous.heads.linear.bias[4:8])
     assert torch.equal(method.classifier().weight, previous.classifier().weight)
@@ -168,13 +167,6 @@ def test_a_stage_begins_with_the_classifier_of_the_one_before(ema_decay: float |
         for average, parameter in zip(method.averages, method._learning(), strict=True):
             assert torch.equal(average, parameter)
             assert average.data_ptr() != parameter.data_ptr()
-
-
-@pytest.mark.parametrize("previous", ["none", "swav", "other number of classes"])
-def test_without_such_a_classifier_it_is_refused(previous: str) -> None:
-    before = {"none": lambda: None, "swav": lambda: small_method("swav")}.get(previous, lambda: scan(num_clusters=3))()
-    with pytest.raises(UsageError, match=r"the same scan\.num_clusters \(4\) before it"):
-        selflabel().begin(before)
 
 
 def test_running_statistics_are_those_of_weak_views_alone() -> None:

@@ -1,0 +1,57 @@
+"""The order of stages: what goes on from a classifier needs a stage before it that leaves one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dcdist.build.checks import check_stages
+from dcdist.build.run import build_backbone
+from dcdist.config.schema import ExperimentConfig
+from dcdist.errors import UsageError
+from tests.methods.small_methods import SMALL
+
+LINEAR = {"method": "scan", "num_clusters": 4, "pca_dimensions": 8}
+SIMCLR = {"name": "pretext", "method": "simclr", "readout": LINEAR}
+SCAN = {"name": "scan", "method": "scan", "scan": {"num_clusters": 4, "initial": "readout"}}
+RANDOM = {"name": "scan", "method": "scan", "scan": {"num_clusters": 4}}
+SELFLABEL = {"name": "selflabel", "method": "selflabel"}
+
+
+def check(stages: list[dict[str, Any]], **sections: Any) -> None:
+    values = {**SMALL, "features": {"pca_dimensions": 8}, "stages": stages, **sections}
+    config = ExperimentConfig.model_validate(values)
+    backbone = build_backbone(config.model, config.views.image_size, 0)
+    check_stages(config.resolved_stages(), 100, backbone, 1)
+
+
+@pytest.mark.parametrize(
+    "stages", [[SIMCLR, SCAN, SELFLABEL], [SIMCLR, SELFLABEL], [RANDOM, SCAN], [RANDOM, SELFLABEL, SELFLABEL], [RANDOM]]
+)
+def test_a_stage_before_leaves_a_classifier(stages: list[dict[str, Any]]) -> None:
+    check([{**stage, "name": f"{stage['name']}{number}"} for number, stage in enumerate(stages)])
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ([], "goes on from the classifier of a stage before it"),
+        ([{**SIMCLR, "readout": {"num_clusters": 4}}], r"stage pretext \(method=simclr\) leaves none"),
+        ([{**SIMCLR, "readout": {**LINEAR, "pca_dimensions": None}}], r"\(method=simclr\) leaves none"),
+        ([{**SIMCLR, "readout": {**LINEAR, "num_clusters": 5, "merge_to": 4}}], r"\(method=simclr\) leaves none"),
+        ([{**SIMCLR, "readout": {**LINEAR, "num_clusters": 5}}], r"scan\.num_clusters=4, .* has 5 classes"),
+        ([{**RANDOM, "name": "pretext", "scan": {"num_clusters": 3}}], r"scan\.num_clusters=4, .* has 3 classes"),
+    ],
+)
+@pytest.mark.parametrize("stage", [SCAN, SELFLABEL])
+def test_without_one_the_stage_is_refused(stage: dict[str, Any], before: list[dict[str, Any]], reason: str) -> None:
+    with pytest.raises(UsageError, match=f"^stage {stage['name']}: .*{reason}"):
+        check([*before, stage])
+
+
+def test_a_classifier_of_reduced_rows_does_not_follow_a_relu() -> None:
+    alexnet = {"model": {"name": "alexnet"}, "views": {"image_size": 67, "resize": 67}}
+    check([{**RANDOM, "name": "pretext"}, SCAN], **alexnet)
+    with pytest.raises(UsageError, match="leaves none: this network's classifiers follow a ReLU"):
+        check([SIMCLR, SCAN], **alexnet)
