@@ -31,6 +31,7 @@ JIGSAW = {
 PROJECTION = {"hidden": 16, "dimensions": 6}
 CROPS = [{"count": 2, "image_size": 16, "scale": [0.5, 1.0]}, {"count": 1, "image_size": 8, "scale": [0.2, 0.5]}]
 READOUT = {"num_clusters": 6, "merge_to": None}
+LINEAR_READOUT = {"method": "scan", "num_clusters": 4, "merge_to": None}
 
 METHODS: dict[str, dict[str, Any]] = {
     "several heads": {"clustering": {"num_clusters": [6, 4], "initial": "kmeans++"}},
@@ -77,8 +78,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "scan": {
         "train": {"num_epochs": 1},
         "stages": [
-            {"name": "pretext", "method": "simclr", "simclr": PROJECTION, "readout": READOUT},
-            {"name": "scan", "method": "scan", "scan": {"num_clusters": 4, "num_neighbors": 5, "num_heads": 2}},
+            {"name": "pretext", "method": "simclr", "simclr": PROJECTION, "readout": LINEAR_READOUT},
+            {
+                "name": "scan",
+                "method": "scan",
+                "scan": {"num_clusters": 4, "num_neighbors": 5, "num_heads": 2, "initial": "readout"},
+            },
             {
                 "name": "selflabel",
                 "method": "selflabel",
@@ -148,6 +153,22 @@ def test_neighbours_are_kept_as_an_artefact(digits_folder: Path, tmp_path: Path)
     assert 0 <= min(assignments["distance"].to_pylist()) <= max(assignments["distance"].to_pylist()) <= 0.75
     figures = [record for record in read_metrics(open_storage(tmp_path / "scan/run")) if "figures" in record]
     assert {"confident_ratio", "skipped_ratio"} <= set(figures[-1]["figures"])
+
+
+def test_scan_begins_with_the_clusters_of_the_stage_before(digits_folder: Path, tmp_path: Path) -> None:
+    values = merge(experiment(digits_folder, tmp_path / "run"), METHODS["scan"])
+    still = {"learning_rate": 1e-9, "weight_decay": 0.0}
+    pretext, scan = (merge(stage, {"train": still}) for stage in values["stages"][:2])
+    scan = merge(scan, {"scan": {"train_backbone": False}})  # else running statistics move
+    values["stages"] = [pretext, scan]
+    config = elsewhere(values, tmp_path / "scan")
+    assert run(config) == [0]
+    before, after = (
+        pq.read_table(tmp_path / f"scan/run/assignments/{stage}-final.parquet")["cluster"].to_numpy()
+        for stage in ("pretext", "scan")
+    )
+    assert len(set(before)) == 4
+    assert (before == after).mean() >= 0.9  # a row's length counts a little
 
 
 def test_an_image_that_does_not_decode_is_left_out_by_methods_that_never_looked_at_all_of_them(
