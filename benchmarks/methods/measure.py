@@ -95,7 +95,7 @@ def _figures(reports: dict[str, Report], name: str) -> dict[str, Any]:
     """The figures of one row; those of the read-outs are means over the evaluation's own seeds."""
     knn, linear, clusters = (_row(reports[kind], name) for kind in ("knn", "linear", "clusters"))
     figures = {"knn": knn["top1"][str(NUM_NEIGHBORS)], "linear": linear["top1"]["mean"]}
-    for readout in ("final", "plain", "whitened"):
+    for readout in ("final", "plain", "whitened", "neighbors"):
         if readout in clusters:
             scores = clusters[readout]["scores"]
             figures[readout] = {

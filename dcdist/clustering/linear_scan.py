@@ -59,7 +59,7 @@ class LinearScan:
         entropy_weight: while training.
         num_heads: H, starts that are trained side by side.
         num_steps: of Adam, with a learning rate that falls to 0.
-        batch_size: B.
+        batch_size: B; fewer rows are a batch of their own.
         learning_rate: at first.
         device: where rank 0 trains.
     """
@@ -172,22 +172,23 @@ class _Heads:
         self._scan, self._graph = scan, graph
         self._generator = torch.Generator().manual_seed(seed)
         width = graph.rows.shape[1]
-        initial = torch.randn(width, scan.num_heads * scan.num_clusters, generator=self._generator)
+        initial = torch.randn(width, scan.num_clusters, scan.num_heads, generator=self._generator)
         self._weights = (initial * (_INITIAL_SCALE / width**0.5)).to(graph.rows.device).requires_grad_()
         self._biases = torch.zeros_like(self._weights[0]).requires_grad_()
+        self._batch_size = min(scan.batch_size, len(graph.rows))
         self._optimizer = torch.optim.Adam([self._weights, self._biases], scan.learning_rate)
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, D] -> [B, H, K]."""
-        logits: torch.Tensor = rows @ self._weights + self._biases
-        return logits.view(-1, self._scan.num_heads, self._scan.num_clusters)
+        logits = rows @ self._weights.flatten(1) + self._biases.flatten()
+        return logits.view(-1, self._scan.num_clusters, self._scan.num_heads).transpose(1, 2)
 
     def step(self, step: int) -> None:
-        scan, (rows, neighbors) = self._scan, self._graph
+        scan, (rows, neighbors), size = self._scan, self._graph, (self._batch_size,)
         for group in self._optimizer.param_groups:
             group["lr"] = scan.learning_rate * (1 - step / scan.num_steps)
-        anchors = torch.randint(len(rows), (scan.batch_size,), generator=self._generator).to(rows.device)
-        choice = torch.randint(neighbors.shape[1], (scan.batch_size,), generator=self._generator).to(rows.device)
+        anchors = torch.randint(len(rows), size, generator=self._generator).to(rows.device)
+        choice = torch.randint(neighbors.shape[1], size, generator=self._generator).to(rows.device)
         consistency, entropy = scan_terms(self._logits(rows[anchors]), self._logits(rows[neighbors[anchors, choice]]))
         loss = (consistency - scan.entropy_weight * entropy).sum() + _WEIGHT_DECAY * self._weights.square().sum()
         self._optimizer.zero_grad()
@@ -209,9 +210,8 @@ class _Heads:
             mean += anchors.softmax(2).double().sum(0)
         losses = consistency / len(rows) - torch.special.entr(mean / len(rows)).sum(1)
         head = int(losses.argmin())
-        columns = slice(head * scan.num_clusters, (head + 1) * scan.num_clusters)
-        weights = self._weights[:, columns].T * _scale(rows)
-        return torch.cat([weights, self._biases[columns].unsqueeze(1)], dim=1).float().cpu()
+        weights = self._weights[:, :, head].T * _scale(rows)
+        return torch.cat([weights, self._biases[:, head].unsqueeze(1)], dim=1).float().cpu()
 
 
 def linear_logits(rows: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:

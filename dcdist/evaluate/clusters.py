@@ -12,11 +12,17 @@ from dcdist.evaluate.measured import FinalClusters, Measured
 from dcdist.evaluate.subject import Subject
 from dcdist.evaluation.clusters import SCORES, Partition, describe_clusters, render_clusters
 from dcdist.evaluation.feature_sets import TRAINED
-from dcdist.evaluation.readouts import PLAIN, WARD, WHITENED, label_free_readouts
+from dcdist.evaluation.readouts import NEIGHBORS, PLAIN, WARD, WHITENED, label_free_readouts
 from dcdist.evaluation.tables import aligned, figure
 
 FINAL = "final"
-_TITLES = {FINAL: "the run's own", PLAIN: "k-means", WHITENED: "whitened, k-means", WARD: "Ward"}
+_TITLES = {
+    FINAL: "the run's own",
+    PLAIN: "k-means",
+    WHITENED: "whitened, k-means",
+    WARD: "Ward",
+    NEIGHBORS: "whitened, neighbours",
+}
 _WITH_DEVIATION = ("accuracy", "by_train_naming")
 _HELDOUT_SCORES = ("nmi", "by_train_naming", "by_best_naming")
 
@@ -62,7 +68,7 @@ def _render(report: Report) -> list[str]:
     lines: list[str] = []
     rows = []
     for row in report["rows"]:
-        for name in (FINAL, PLAIN, WHITENED, WARD):
+        for name in _TITLES:
             if name in row:
                 rows.append([f"{row['name']}, {_TITLES[name]}", *_cells(row[name])])
         if FINAL in row:
@@ -74,7 +80,7 @@ def _render(report: Report) -> list[str]:
         lines = [f"the run has no final clustering yet: stage {report['stage']} has not ended", ""]
     seeds = len(report["seeds"])
     note = (
-        f"{report['num_classes']} clusters of k-means and Ward's, over {seeds} seed{'s' * (seeds != 1)}; ACC by the "
+        f"{report['num_classes']} clusters of the shared read-outs, over {seeds} seed{'s' * (seeds != 1)}; ACC by the "
         "best one-to-one matching of clusters and classes"
     )
     return [*lines, *aligned(header, rows), note]
@@ -116,6 +122,7 @@ CLUSTERS = Kind(
         PLAIN: "rows of length 1, k-means",
         WHITENED: f"{subject.whitening_dimensions} principal components whitened, rows of length 1, k-means",
         WARD: "rows of length 1, many clusters of k-means merged by Ward's rule",
+        NEIGHBORS: "whitened rows, linear classifiers trained to agree with each row's 20 nearest neighbours (SCAN's loss)",
         "held-out images": "by the same transform and centroids, or classifier",
         "accuracy": "best one-to-one matching; by_train_naming: that of the training images",
     },

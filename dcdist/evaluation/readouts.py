@@ -1,6 +1,6 @@
 """The read-outs that every row of a comparison shares: K clusters of frozen features, without labels.
 
-Shapes: N rows that are clustered, M other rows, D features, K clusters, J clusters before merging, d of a read-out.
+Shapes: N rows that are clustered, M other rows, D features, K clusters.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
+from dcdist.clustering.linear_scan import LinearScan, linear_logits
 from dcdist.clustering.merge import merge_clusters
 from dcdist.clustering.pca import fit_pca, l2_normalize
 from dcdist.clustering.search import nearest_centroids
+from dcdist.clustering.types import FeatureShard
 from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.seeding import torch_generator
 from dcdist.evaluation.feature_clusters import cluster_features, cluster_means, leading_directions
 
-PLAIN, WHITENED, WARD = "plain", "whitened", "ward"
+PLAIN, WHITENED, WARD, NEIGHBORS = "plain", "whitened", "ward", "neighbors"
 _WARD_CLUSTERS_PER_CLUSTER = 20
 _WARD_CLUSTERS = (200, 2000)  # at least, and at most: merging takes the square of it in memory
 _WARD_ROWS_PER_CLUSTER = 5
@@ -28,15 +31,8 @@ _ROWS_A_BLOCK = 4096
 class FittedReadout:
     """K clusters of some rows, and where other rows of the same network belong."""
 
-    transform: Callable[[torch.Tensor], torch.Tensor]  # features [M, D] -> [M, d]
-    centroids: torch.Tensor  # [J, d]
-    merged_to: torch.Tensor  # [J] int32, the cluster of each centroid
     assignments: torch.Tensor  # [N] int32, of the rows that were clustered
-
-    def assign(self, features: torch.Tensor) -> torch.Tensor:
-        """The cluster [M] int32 of the centroid that is nearest to each row [M, D]."""
-        nearest, _ = nearest_centroids(self.transform(features), self.centroids)
-        return self.merged_to[nearest.long()]
+    assign: Callable[[torch.Tensor], torch.Tensor]  # features [M, D] -> clusters [M] int32
 
 
 def label_free_readouts(
@@ -45,7 +41,8 @@ def label_free_readouts(
     """The read-outs by name, each a function of a seed; what does not depend on the seed is done once.
 
     Plain: rows of length 1, k-means. Whitened: principal components of equal variance, then length 1, k-means. Ward:
-    rows of length 1, many clusters of k-means merged by Ward's rule.
+    rows of length 1, many clusters of k-means merged by Ward's rule. Neighbours: rows as for whitened, linear
+    classifiers trained to agree with each row's neighbours (`LinearScan`).
 
     Args:
         features: [N, D] float32.
@@ -60,14 +57,23 @@ def label_free_readouts(
 
     def by_kmeans(transform: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, seed: int) -> FittedReadout:
         found = cluster_features(rows, num_clusters, seed)
+        return FittedReadout(found.assignments, lambda others: nearest_centroids(transform(others), found.centroids)[0])
+
+    def by_neighbors(seed: int) -> FittedReadout:
+        scan = LinearScan(num_clusters, num_neighbors=min(LinearScan.num_neighbors, len(features) - 1))
+        shard = FeatureShard(torch.arange(len(features)), white_rows)
+        linear = scan.fit(shard, len(features), Collectives(), torch_generator(seed, "readout", 0)).linear
+        assert linear is not None
         return FittedReadout(
-            transform, found.centroids, torch.arange(num_clusters, dtype=torch.int32), found.assignments
+            linear_logits(white_rows, linear).argmax(1).int(),
+            lambda others: linear_logits(whiten(others), linear).argmax(1).int(),
         )
 
     return {
         PLAIN: lambda seed: by_kmeans(l2_normalize, plain_rows, seed),
         WHITENED: lambda seed: by_kmeans(whiten, white_rows, seed),
         WARD: lambda seed: ward_readout(plain_rows, num_clusters, seed),
+        NEIGHBORS: by_neighbors,
     }
 
 
@@ -83,8 +89,11 @@ def ward_readout(rows: torch.Tensor, num_clusters: int, seed: int) -> FittedRead
     many = cluster_features(leading, num_many, seed, num_restarts=1, max_iterations=_WARD_ITERATIONS)
     centroids = cluster_means(rows, many.assignments, num_many)
     merged_to = merge_clusters(centroids, torch.bincount(many.assignments, minlength=num_many), num_clusters)
-    nearest, _ = nearest_centroids(rows, centroids)
-    return FittedReadout(l2_normalize, centroids, merged_to, merged_to[nearest.long()])
+
+    def assign(rows: torch.Tensor) -> torch.Tensor:
+        return merged_to[nearest_centroids(rows, centroids)[0].long()]
+
+    return FittedReadout(assign(rows), lambda others: assign(l2_normalize(others)))
 
 
 def whitened(

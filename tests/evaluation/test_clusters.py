@@ -20,7 +20,7 @@ from dcdist.evaluation.clusters import (
     render_clusters,
 )
 from dcdist.evaluation.feature_clusters import cluster_features, leading_directions
-from dcdist.evaluation.readouts import PLAIN, WARD, WHITENED, label_free_readouts, ward_readout, whitened
+from dcdist.evaluation.readouts import NEIGHBORS, PLAIN, WARD, WHITENED, label_free_readouts, ward_readout, whitened
 from dcdist.metrics.partition_scores import ari, nmi
 
 
@@ -157,12 +157,12 @@ def test_leading_directions_hold_the_largest_variances() -> None:
     assert torch.equal(leading_directions(features, 50), features), "two directions for each of 50 clusters are all"
 
 
-@pytest.mark.parametrize("name", [PLAIN, WHITENED, WARD])
+@pytest.mark.parametrize("name", [PLAIN, WHITENED, WARD, NEIGHBORS])
 def test_readouts_assign_other_rows_to_the_same_clusters(name: str, digits: tuple[torch.Tensor, np.ndarray]) -> None:
     features = digits[0]
     fitted = label_free_readouts(features[:1200], 10, 16)[name](0)
     assert float((fitted.assign(features[:1200]) == fitted.assignments).float().mean()) > 0.999  # ties apart
-    scaled = fitted.assign(3 * features[1200:]) if name != WHITENED else fitted.assign(features[1200:])
+    scaled = fitted.assign(3 * features[1200:]) if name in (PLAIN, WARD) else fitted.assign(features[1200:])
     assert torch.equal(scaled, fitted.assign(features[1200:])), "the length of a row tells nothing"
     assert nmi(fitted.assign(features[1200:]).numpy(), digits[1][1200:]) > 0.6
 

@@ -108,7 +108,7 @@ def test_killed_and_started_again_it_goes_on(configs: Path, images: Path) -> Non
     assert (row["name"], row["seed"], row["num_processes"]) == ("simclr", 4, 1)
     assert row["hardware"]["device"] == "cpu"
     assert row["versions"].keys() >= {"python", "torch"}
-    assert row["figures"].keys() == {"knn", "linear", "final", "plain", "whitened"}
+    assert row["figures"].keys() == {"knn", "linear", "final", "plain", "whitened", "neighbors"}
     (pixels,) = (row for row in after.values() if row["name"] == "raw pixels")
     assert (pixels["seed"], pixels["figures"].keys()) == (None, {"knn", "linear", "plain", "whitened"})
     assert "| simclr | 1\\* |" in second.stdout
@@ -231,6 +231,16 @@ def test_means_and_spreads_by_hand() -> None:
         "",
         "\\* fewer than 3 seeds",
     ]
+
+
+def test_without_a_run_the_clusters_are_those_of_the_read_out_that_runs_have() -> None:
+    neighbors = {"purity_train": 0.6, "accuracy_heldout": 0.5, "nmi_train": 0.25}
+    pixels, trained = row(None, 0.25), row(0, 0.5, purity=0.75)
+    for one in (pixels, trained):
+        one["figures"]["neighbors"] = neighbors
+    lines = table.render([Line("raw pixels", [pixels]), Line("trained", [trained])], METHODS).splitlines()
+    assert lines[2] == "| raw pixels |  | 0.600 | 0.500 | 0.250 | 0.250 | 0.350 |  |"
+    assert lines[3] == "| trained | 1\\* | 0.750 | 0.750 | 0.000 | 0.500 | 0.600 |  |"
 
 
 def test_enough_seeds_are_not_marked() -> None:
