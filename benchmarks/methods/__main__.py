@@ -119,8 +119,8 @@ def report(experiments: Sequence[Experiment], seeds: Sequence[int], rows: Rows) 
     tables = []
     if methods:
         tables += [
-            "The run's own final clusters (of pixels and untrained networks those of the same read-out); kNN (k = 20) and "
-            "a linear classifier on test images:"
+            "The run's own final clusters (of pixels and untrained networks those of the same read-out); kNN (k = 20) "
+            "and a linear classifier on test images:"
         ]
         tables += [render(lines(methods), METHODS), "The same read-outs of all, as many clusters as classes:"]
         tables += [render(lines(methods), READOUTS)]

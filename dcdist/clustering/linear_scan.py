@@ -180,8 +180,8 @@ class _Heads:
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [B, D] -> [B, H, K]."""
-        logits = rows @ self._weights.flatten(1) + self._biases.flatten()
-        return logits.view(-1, self._scan.num_clusters, self._scan.num_heads).transpose(1, 2)
+        logits: torch.Tensor = rows @ self._weights.flatten(1) + self._biases.flatten()
+        return logits.view(-1, *self._biases.shape).transpose(1, 2)
 
     def step(self, step: int) -> None:
         scan, (rows, neighbors), size = self._scan, self._graph, (self._batch_size,)

@@ -122,7 +122,7 @@ CLUSTERS = Kind(
         PLAIN: "rows of length 1, k-means",
         WHITENED: f"{subject.whitening_dimensions} principal components whitened, rows of length 1, k-means",
         WARD: "rows of length 1, many clusters of k-means merged by Ward's rule",
-        NEIGHBORS: "whitened rows, linear classifiers trained to agree with each row's 20 nearest neighbours (SCAN's loss)",
+        NEIGHBORS: "whitened rows, linear classifiers trained to agree with the 20 nearest neighbours by SCAN's loss",
         "held-out images": "by the same transform and centroids, or classifier",
         "accuracy": "best one-to-one matching; by_train_naming: that of the training images",
     },
