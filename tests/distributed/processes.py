@@ -20,7 +20,7 @@ def run_processes(function: Callable[..., Any], world_size: int, *args: Any) -> 
     """
     if world_size == 1:
         return [function(Collectives(), *args)]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     with tempfile.TemporaryDirectory() as folder:
         queue: Any = context.Queue()
         processes = [
