@@ -65,7 +65,7 @@ def test_attempt_file(run: RunDirectory, tmp_path: Path) -> None:
 
 
 def test_each_number_is_taken_once(run: RunDirectory) -> None:
-    with multiprocessing.get_context("forkserver").Pool(4) as pool:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
         taken = pool.starmap(take_numbers, [(str(run), 20)] * 4, chunksize=1)
     assert sorted(number for numbers in taken for number in numbers) == list(range(1, 81))
     assert all(numbers == sorted(numbers) for numbers in taken)
@@ -74,7 +74,7 @@ def test_each_number_is_taken_once(run: RunDirectory) -> None:
 
 def test_each_number_is_taken_once_on_s3(s3_server: str) -> None:
     assert s3_server
-    with multiprocessing.get_context("forkserver").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         taken = pool.starmap(take_numbers, [("s3://bucket/run", 4)] * 2, chunksize=1)
     assert sorted(number for numbers in taken for number in numbers) == list(range(1, 9))
 

@@ -123,7 +123,7 @@ def create_all(folder: str, name: str, count: int) -> list[int]:
 
 
 def test_of_several_processes_one_creates(tmp_path: Path) -> None:
-    with multiprocessing.get_context("forkserver").Pool(3) as pool:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
         won = pool.starmap(create_all, [(str(tmp_path), name, 100) for name in "abc"], chunksize=1)
     assert sorted(number for numbers in won for number in numbers) == list(range(100))
     for name, numbers in zip("abc", won, strict=True):
