@@ -32,8 +32,9 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(CONFIGS).with_suffix(""))
 
 
-def test_the_share_exists() -> None:
+def test_the_share_exists_and_there_is_nothing_but_configs() -> None:
     assert set(map(name_of, PATHS)) >= SHARE
+    assert {path.suffix for path in CONFIGS.rglob("*") if path.is_file()} == {".yaml"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)

@@ -13,7 +13,7 @@ from dcdist.data.digits import make_digits
 from dcdist.metrics.jsonl import read_metrics
 from dcdist.storage import open_storage
 from tests.configs_shrunken import config_paths
-from tests.runs.processes import start_run
+from tests.runs.processes import start_run, write_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_PHOTOGRAPHS = 2000
@@ -37,9 +37,10 @@ def roots(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> dict[s
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_no_method_collapses(path: Path, roots: dict[str, Path], tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.yaml", {"extends": str(path)})
     overrides = [f"run.dir={tmp_path / 'run'}", f"data.root={roots[path.parent.name]}"]
     quiet = ["data.num_workers=0", "metrics.progress=false", "metrics.tensorboard=false", "evaluation.summary=false"]
-    running = start_run(path, [*overrides, *quiet, f"data.cache_directory={tmp_path / 'cache'}"], num_processes=2)
+    running = start_run(config, [*overrides, *quiet, f"data.cache_directory={tmp_path / 'cache'}"], num_processes=2)
     assert running.wait(1500) == [0, 0], running.errors()
     records = list(read_metrics(open_storage(tmp_path / "run")))
     assert [record["message"] for record in records if record.get("event") == "collapse"] == []
