@@ -109,7 +109,7 @@ def _checkpoint_bytes(stage: StageConfig, clusters: StageConfig | None, backbone
     num_values += sum(count * dimensions for count in heads)
     if method.bank is not None:
         num_values += num_samples * method.bank.num_views * dimensions
-    elif clusters.features.pca_dimensions:
+    elif clusters.method != "deepcluster_v2" and clusters.features.pca_dimensions:
         num_values += raw_dimensions * (dimensions + 1)
     return 4 * num_values + 8 * num_samples * len(heads)
 

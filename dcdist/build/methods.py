@@ -77,7 +77,7 @@ def _deepcluster_v2(stage: StageConfig, backbone: Backbone, seed: int, samples: 
         seed=seed,
         length=epoch_length(stage),
         temperature=section.temperature,
-        bank=FeatureBank(samples.own, NUM_BANK_VIEWS, section.dimensions, samples.device),
+        bank=FeatureBank(samples.own, NUM_BANK_VIEWS, section.dimensions, samples.device) if section.bank else None,
     )
 
 

@@ -92,12 +92,11 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
 
     heldout = HeldOut(shared.heldout_source, images, shared.collectives) if shared.heldout_source else None
     clustering_step, every_num_epochs = build_clustering_step(stage, shared.devices)
-    features = (clustering_stage(stage) or stage).features
     trainer = Trainer(
         method=method,
         training_step=TrainingStep(method, optimizer, shared.numerics, shared.collectives, num_microbatches),
         clustering_step=clustering_step,
-        reduction=FeatureReduction(features.pca_dimensions, features.whiten, features.epsilon),
+        reduction=_reduction(clustering_stage(stage) or stage),
         source=shared.source,
         heldout=heldout,
         images=images,
@@ -118,6 +117,13 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         undecodable_is_fatal=shared.config.data.undecodable == "fail",
     )
     return Stage(stage.name, trainer, build_readout(stage, shared.devices), states)
+
+
+def _reduction(stage: StageConfig) -> FeatureReduction:
+    """Of features; embeddings are clustered as they are."""
+    features = stage.features
+    dimensions = None if stage.method == "deepcluster_v2" else features.pca_dimensions
+    return FeatureReduction(dimensions, features.whiten, features.epsilon)
 
 
 def _schedule(train: TrainSection, steps_per_epoch: int) -> Schedule:

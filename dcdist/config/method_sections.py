@@ -33,6 +33,11 @@ class DeepClusterV2Section(Section):
     hidden: Positive | None = key(2048, "width of the projector's hidden layer; null for a linear projector")
     dimensions: Positive = key(128, "of the embedding that is clustered")
     temperature: PositiveFloat = key(0.1, "of the softmax over cosines")
+    bank: bool = key(
+        True,
+        "clusters the rows that training computed in the epoch before, as published; false: a pass over the images, for "
+        "small data, where the network changes so fast that the rows of an epoch's beginning and end do not compare",
+    )
 
 
 class SwavSection(Section):

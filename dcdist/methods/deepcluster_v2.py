@@ -44,7 +44,9 @@ class DeepClusterV2(Method):
     """Every view of an image predicts the image's cluster among the centroids themselves, by cosine and softmax.
 
     Head h clusters the bank of view h modulo 2; its centroids take the place of learnt weights, so that nothing starts
-    anew at a reassignment. Rows come from the epoch before; before the first they come from a pass over the images.
+    anew at a reassignment. Rows come from the epoch before; before the first, and without a bank always, they come from
+    a pass over the images. In an epoch of few steps the network changes so much that a bank's clusters follow the step
+    at which a row was computed.
 
     Args:
         backbone: what learns.
@@ -54,7 +56,7 @@ class DeepClusterV2(Method):
         seed: where the order of an epoch derives from.
         length: how long an epoch is.
         temperature: of the softmax over cosines.
-        bank: of two views and E dimensions.
+        bank: of two views and E dimensions, or None.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class DeepClusterV2(Method):
         seed: int,
         length: EpochLength,
         temperature: float,
-        bank: FeatureBank,
+        bank: FeatureBank | None,
     ) -> None:
         super().__init__()
         assert len(views) >= NUM_BANK_VIEWS
@@ -94,12 +96,12 @@ class DeepClusterV2(Method):
             each.append(functional.cross_entropy(logits.flatten(0, 1), repeated.flatten()))
         return {"clusters": torch.stack(each).mean()}
 
-    def keep(self, outputs: Outputs) -> Kept:
-        return Kept(outputs.sample_ids, outputs.embeddings)
+    def keep(self, outputs: Outputs) -> Kept | None:
+        return Kept(outputs.sample_ids, outputs.embeddings) if self.bank else None
 
-    def after_step(self, kept: Kept) -> None:
-        assert self.bank is not None
-        self.bank.write(kept.sample_ids, kept.embeddings)
+    def after_step(self, kept: Kept | None) -> None:
+        if self.bank and kept:
+            self.bank.write(kept.sample_ids, kept.embeddings)
 
     def adopt(self, clustering: Clustering, generator: torch.Generator) -> list[nn.Parameter]:  # noqa: ARG002
         for prototypes, partition in zip(self.prototypes, clustering.heads, strict=True):

@@ -111,6 +111,15 @@ def test_the_bank_takes_the_embeddings_of_the_first_two_views_by_sample() -> Non
         assert torch.equal(shard.features, outputs.embeddings[order, view])
 
 
+def test_without_a_bank_nothing_is_kept() -> None:
+    method = deepcluster_v2(deepcluster_v2={"bank": False})
+    assert method.bank is None
+    assert method.keep(method(microbatch("deepcluster_v2", 0))) is None
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.after_step(None)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
 def test_training_fills_the_bank_with_what_it_computes() -> None:
     method = deepcluster_v2()
     for _ in steps(method, "deepcluster_v2", 1):

@@ -45,6 +45,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "views": {"crops": CROPS},
         "readout": READOUT,
     },
+    "deepcluster_v2 without a bank": {
+        "method": "deepcluster_v2",
+        "deepcluster_v2": {**PROJECTION, "bank": False},
+        "clustering": {"num_clusters": [6, 4]},
+        "views": {"crops": CROPS},
+        "readout": READOUT,
+    },
     "swav": {
         "method": "swav",
         "swav": {
