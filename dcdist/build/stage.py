@@ -12,7 +12,7 @@ from dcdist.build.clustering import build_clustering_step, build_readout, cluste
 from dcdist.build.methods import REMEDIES, Samples, build_method, epoch_length
 from dcdist.build.views import build_images
 from dcdist.commits import Kind
-from dcdist.config.schema import ExperimentConfig, TrainSection
+from dcdist.config.schema import ExperimentConfig, StageConfig, TrainSection
 from dcdist.data.loader import BatchLoader
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives

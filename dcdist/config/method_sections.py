@@ -35,8 +35,8 @@ class DeepClusterV2Section(Section):
     temperature: PositiveFloat = key(0.1, "of the softmax over cosines")
     bank: bool = key(
         True,
-        "clusters the rows that training computed in the epoch before, as published; false: a pass over the images, for "
-        "small data, where the network changes so fast that the rows of an epoch's beginning and end do not compare",
+        "clusters the rows that training computed in the epoch before, as published; false: a pass over the images, "
+        "for small data, where a network changes so fast that the first and the last rows of an epoch do not compare",
     )
 
 
