@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dcdist.build.clustering import build_readout, cluster_counts, clustering_stage
-from dcdist.build.methods import Samples, build_method
+from dcdist.build.clustering import build_readout
+from dcdist.build.methods import Samples, build_method, clustering_stage, method_class
 from dcdist.build.views import crop_views
 from dcdist.clustering.linear_scan import LinearScan
 from dcdist.clustering.pic import PowerIterationClustering
@@ -31,7 +31,7 @@ def check_stages(stages: Sequence[StageConfig], num_samples: int, backbone: Back
         _check_readout(stage, num_samples, backbone.num_features)
         if stage.method == "joint":
             _check_joint(stage)
-        for part in [part for part, _ in stage.resolved_parts()] if stage.method == "joint" else [stage]:
+        for part in stage.parts():
             _check_views(part)
             if part.method == "jigsaw":  # whose tiles have to fit the network
                 build_method(part, backbone, 0, Samples(num_samples, range(num_samples), _CPU))
@@ -48,7 +48,7 @@ def _check_classifier(stage: StageConfig, before: StageConfig | None, backbone: 
     )
     if before is None:
         raise UsageError(f"stage {stage.name}: {wants} goes on from the classifier of a stage before it: {remedy}")
-    if before.method in ("scan", "selflabel"):
+    if method_class(before).classifies:
         count: int | None = before.scan.num_clusters
     else:
         recipe = build_readout(before, (_CPU,))
@@ -86,22 +86,22 @@ def _check_features(stage: StageConfig, num_samples: int, num_features: int) -> 
     clusters = clustering_stage(stage)
     if clusters is None:
         return
-    if clusters.method == "scan":
+    if method_class(clusters).takes == "neighbors":
         if clusters.scan.num_neighbors >= num_samples:
             raise UsageError(
                 f"scan.num_neighbors={clusters.scan.num_neighbors} needs more images than that, data.root has "
                 f"{num_samples}: set scan.num_neighbors to at most {num_samples - 1}"
             )
     else:
-        for count in cluster_counts(clusters.clustering):
+        for count in clusters.clustering.counts:
             _check_count("clustering.num_clusters", count, num_samples)
-    if clusters.method != "deepcluster_v2":
+    if not method_class(clusters).clusters_embeddings:
         _check_dimensions("features.pca_dimensions", clusters.features.pca_dimensions, num_samples, num_features)
 
 
 def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> None:
-    if stage.method in ("scan", "selflabel"):
-        return  # their classifiers read out
+    if method_class(stage).classifies:
+        return
     recipe = build_readout(stage, (_CPU,))
     name = "features" if stage.readout.pca_dimensions == "auto" else "readout"
     _check_dimensions(f"{name}.pca_dimensions", recipe.pca_dimensions, num_samples, num_features)
@@ -113,10 +113,10 @@ def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> N
         )
     if stage.readout.num_clusters is not None:
         _check_count("readout.num_clusters", stage.readout.num_clusters, num_samples)
-    elif clustering_stage(stage) is None and max(cluster_counts(stage.clustering)) > num_samples:
+    elif clustering_stage(stage) is None and max(stage.clustering.counts) > num_samples:
         raise UsageError(
             f"stage {stage.name}: method={stage.method} trains without clusters, and the final clustering would have "
-            f"clustering.num_clusters={max(cluster_counts(stage.clustering))} of {num_samples} images: "
+            f"clustering.num_clusters={max(stage.clustering.counts)} of {num_samples} images: "
             "set readout.num_clusters"
         )
 
@@ -139,19 +139,22 @@ def _check_dimensions(name: str, dimensions: int | None, num_samples: int, num_f
 
 def _check_views(stage: StageConfig) -> None:
     num_views = len(crop_views(stage.views))
-    if stage.method == "simclr" and num_views != 2:
-        raise UsageError(f"method=simclr compares 2 views of an image, views.crops has {num_views}: leave it empty")
-    if stage.method in ("swav", "deepcluster_v2") and num_views < 2:
-        raise UsageError(f"method={stage.method} needs at least 2 views of an image, views.crops has {num_views}")
+    least, most = method_class(stage).num_views
+    if not least <= num_views <= most:
+        wanted = f"{least}" if least == most else f"at least {least}"
+        raise UsageError(
+            f"method={stage.method} compares {wanted} views of an image, views.crops has {num_views}: list so many, or "
+            "leave it empty"
+        )
 
 
 def _check_joint(stage: StageConfig) -> None:
-    parts = [part for part, _ in stage.resolved_parts()]
+    parts = stage.parts()
     if not parts:
         raise UsageError(f"stage {stage.name}: method=joint needs joint.parts, a list of named methods")
     clustering = [part.name for part in parts if clustering_stage(part)]
     if len(clustering) > 1:
         raise UsageError(f"joint.parts: at most one part takes clusters, here are {', '.join(clustering)}")
     for part in parts:
-        if part.method in ("scan", "selflabel"):
+        if method_class(part).classifies:
             raise UsageError(f"joint.parts: method={part.method} of part {part.name} can only be a stage of its own")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from dcdist.build.methods import clustering_stage, method_class
 from dcdist.clustering.gmm import GaussianMixture
 from dcdist.clustering.hierarchical import HierarchicalKMeans
 from dcdist.clustering.kmeans import KMeans
@@ -77,12 +78,6 @@ CLUSTERERS: dict[str, Callable[[ClusteringSection, int, Devices], Clusterer]] = 
 }
 
 
-def cluster_counts(clustering: ClusteringSection) -> tuple[int, ...]:
-    """K of each head."""
-    counts = clustering.num_clusters
-    return (counts,) if isinstance(counts, int) else counts
-
-
 def build_clusterer(
     clustering: ClusteringSection, num_clusters: int, devices: Devices, method: str | None = None
 ) -> Clusterer:
@@ -90,28 +85,21 @@ def build_clusterer(
     return CLUSTERERS[method or clustering.method](clustering, num_clusters, devices)
 
 
-def clustering_stage(stage: StageConfig) -> StageConfig | None:
-    """The stage, or the part of a joint one, whose method takes clusters or neighbours; None where none does."""
-    if stage.method == "joint":
-        return next((part for part, _ in stage.resolved_parts() if clustering_stage(part)), None)
-    return stage if stage.method in ("deepcluster", "deepcluster_v2", "scan") else None
-
-
 def build_clustering_step(stage: StageConfig, devices: Devices) -> tuple[ClusteringStep | None, int | None]:
     """What happens to the rows, and each how many epochs (None: once, when the stage begins)."""
     clusters = clustering_stage(stage)
     if clusters is None:
         return None, None
-    if clusters.method == "scan":
+    if method_class(clusters).takes == "neighbors":
         return NeighborsStep(clusters.scan.num_neighbors, devices[0]), None
-    heads = (build_clusterer(clusters.clustering, k, devices) for k in cluster_counts(clusters.clustering))
+    heads = (build_clusterer(clusters.clustering, k, devices) for k in clusters.clustering.counts)
     return HeadsStep(tuple(heads)), clusters.clustering.every_num_epochs
 
 
 def build_readout(stage: StageConfig, devices: Devices) -> ReadoutRecipe:
     """How the stage's final clustering is made."""
     readout, features = stage.readout, stage.features
-    count = readout.num_clusters or max(cluster_counts(stage.clustering))
+    count = readout.num_clusters or max(stage.clustering.counts)
     return ReadoutRecipe(
         clusterer=build_clusterer(stage.clustering, count, devices, readout.method),
         merge_to=readout.merge_to,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dcdist.build.clustering import cluster_counts, clustering_stage
 from dcdist.build.views import crop_views, evaluation_view, puzzle_view, training_view
 from dcdist.clustering.bank import FeatureBank
 from dcdist.config.schema import StageConfig
@@ -42,7 +41,17 @@ def build_method(stage: StageConfig, backbone: Backbone, seed: int, samples: Sam
     """The stage's method on the backbone; its own layers at initial weights that derive from the stage's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return METHODS[stage.method](stage, backbone, seed, samples)
+        return METHODS[stage.method][1](stage, backbone, seed, samples)
+
+
+def method_class(stage: StageConfig) -> type[Method]:
+    """What says of itself what it takes and leaves, before it is built."""
+    return METHODS[stage.method][0]
+
+
+def clustering_stage(stage: StageConfig) -> StageConfig | None:
+    """The stage, or the part of a joint one, whose method takes clusters or neighbours; None where none does."""
+    return next((part for part in stage.parts() if method_class(part).takes), None)
 
 
 def epoch_length(stage: StageConfig) -> EpochLength:
@@ -57,7 +66,7 @@ def _projector(backbone: Backbone, hidden: int | None, dimensions: int) -> Proje
 def _deepcluster(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:  # noqa: ARG001
     return DeepCluster(
         backbone=backbone,
-        num_clusters=cluster_counts(stage.clustering),
+        num_clusters=stage.clustering.counts,
         view=training_view(stage.views),
         seed=seed,
         length=epoch_length(stage),
@@ -72,7 +81,7 @@ def _deepcluster_v2(stage: StageConfig, backbone: Backbone, seed: int, samples: 
     return DeepClusterV2(
         backbone=backbone,
         projector=_projector(backbone, section.hidden, section.dimensions),
-        num_clusters=cluster_counts(stage.clustering),
+        num_clusters=stage.clustering.counts,
         views=crop_views(stage.views),
         seed=seed,
         length=epoch_length(stage),
@@ -171,7 +180,7 @@ def _selflabel(stage: StageConfig, backbone: Backbone, seed: int, samples: Sampl
 def _joint(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) -> Method:
     parts = stage.resolved_parts()
     methods = {
-        part.name: METHODS[part.method](part, backbone, derive_seed(seed, "part", part.name), samples)
+        part.name: METHODS[part.method][1](part, backbone, derive_seed(seed, "part", part.name), samples)
         for part, _ in parts
     }
     clusters = clustering_stage(stage)
@@ -179,25 +188,13 @@ def _joint(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) 
     return Joint(backbone, methods, {part.name: weight for part, weight in parts}, leading)
 
 
-METHODS: dict[str, Callable[[StageConfig, Backbone, int, Samples], Method]] = {
-    "deepcluster": _deepcluster,
-    "deepcluster_v2": _deepcluster_v2,
-    "swav": _swav,
-    "simclr": _simclr,
-    "jigsaw": _jigsaw,
-    "joint": _joint,
-    "scan": _scan,
-    "selflabel": _selflabel,
-}
-
-REMEDIES = {
-    "deepcluster": "more steps between reassignments (clustering.every_num_epochs), a faster head "
-    "(deepcluster.head_learning_rate_scale), fewer clusters, or a lower train.learning_rate",
-    "deepcluster_v2": "a lower train.learning_rate, or fewer clusters",
-    "swav": "a smaller swav.epsilon (0.03), longer swav.frozen_prototype_steps, fewer prototypes, or a smaller queue",
-    "simclr": "a lower train.learning_rate, a warmup, or a larger train.batch_size",
-    "jigsaw": "fewer jigsaw.num_permutations, a lower train.learning_rate, or normalisation of tiles",
-    "scan": "a larger scan.entropy_weight, or a longer pretext before it",
-    "selflabel": "a higher selflabel.threshold, selflabel.class_balancing, or fewer epochs",
-    "joint": "another weight of the part that collapses",
+METHODS: dict[str, tuple[type[Method], Callable[[StageConfig, Backbone, int, Samples], Method]]] = {
+    "deepcluster": (DeepCluster, _deepcluster),
+    "deepcluster_v2": (DeepClusterV2, _deepcluster_v2),
+    "swav": (Swav, _swav),
+    "simclr": (Simclr, _simclr),
+    "jigsaw": (Jigsaw, _jigsaw),
+    "joint": (Joint, _joint),
+    "scan": (Scan, _scan),
+    "selflabel": (SelfLabel, _selflabel),
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dcdist.build.clustering import build_clustering_step, build_readout, clustering_stage
-from dcdist.build.methods import REMEDIES, Samples, build_method, epoch_length
+from dcdist.build.clustering import build_clustering_step, build_readout
+from dcdist.build.methods import Samples, build_method, clustering_stage, epoch_length, method_class
 from dcdist.build.views import build_images
 from dcdist.commits import Kind
 from dcdist.config.schema import ExperimentConfig, StageConfig, TrainSection
@@ -79,7 +79,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         train.batch_size,
         num_microbatches,
         shared.config.metrics.every_num_steps,
-        CollapseWatch(method.chance_losses, REMEDIES[stage.method]),
+        CollapseWatch(method.chance_losses, method.remedy),
         stop_at_collapse=train.on_collapse == "stop",
     )
     states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer}
@@ -122,7 +122,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
 def _reduction(stage: StageConfig) -> FeatureReduction:
     """Of features; embeddings are clustered as they are."""
     features = stage.features
-    dimensions = None if stage.method == "deepcluster_v2" else features.pca_dimensions
+    dimensions = None if method_class(stage).clusters_embeddings else features.pca_dimensions
     return FeatureReduction(dimensions, features.whiten, features.epsilon)
 
 

@@ -166,6 +166,11 @@ class ClusteringSection(Section):
     gather_limit_gib: PositiveFloat = key(16.0, "auto: gather to rank 0 while the rows fit in this", PLACEMENT)
     engine: Literal["auto", "faiss", "torch"] = key("auto", "who searches the nearest centroid", PLACEMENT)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """K of each head."""
+        return (self.num_clusters,) if isinstance(self.num_clusters, int) else self.num_clusters
+
 
 class ReadoutSection(Section):
     """The final clustering of a stage, from the weights that the stage ends with."""
@@ -284,6 +289,10 @@ class StageConfig(Section):
     joint: JointSection
     scan: ScanSection
     selflabel: SelfLabelSection
+
+    def parts(self) -> tuple[StageConfig, ...]:
+        """What trains at once: the parts of a joint stage, else the stage itself."""
+        return tuple(part for part, _ in self.resolved_parts()) if self.method == "joint" else (self,)
 
     def resolved_parts(self) -> tuple[tuple[StageConfig, float], ...]:
         """Of a joint stage its parts as stages of their own, with their weights."""

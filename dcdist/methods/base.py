@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,11 +71,22 @@ class Method(nn.Module, ABC):
     Attributes:
         couples_samples: whether the losses couple the samples of a step. If so `losses` gets the outputs of the whole
             step, of all processes, in the order of the plan, as if one process had computed them.
+        takes: what a clustering gives the method, each so many epochs, or neighbours once; None: nothing ever.
+        clusters_embeddings: whether rows are clustered as `embedder` gives them; else features are, reduced as the
+            config says.
+        classifies: whether `classifier` is the final clustering; else features are clustered for that.
+        num_views: of an image, where the method compares views: at least and at most.
+        remedy: what usually helps where it collapses.
         backbone: what learns.
         bank: rows that training itself gathers to be clustered; None where a pass over the images gives them.
     """
 
     couples_samples = False
+    takes: Literal["clusters", "neighbors"] | None = None
+    clusters_embeddings = False
+    classifies = False
+    num_views: tuple[int, float] = (0, math.inf)
+    remedy: str
     backbone: Backbone
     bank: FeatureBank | None = None
 

@@ -48,6 +48,12 @@ class DeepCluster(Method):
         head_momentum: of SGD; 0 in the published code, which gives the head an optimizer of its own.
     """
 
+    takes = "clusters"
+    remedy = (
+        "more steps between reassignments (clustering.every_num_epochs), a faster head "
+        "(deepcluster.head_learning_rate_scale), fewer clusters, or a lower train.learning_rate"
+    )
+
     def __init__(
         self,
         backbone: Backbone,

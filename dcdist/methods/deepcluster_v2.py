@@ -59,6 +59,11 @@ class DeepClusterV2(Method):
         bank: of two views and E dimensions, or None.
     """
 
+    takes = "clusters"
+    clusters_embeddings = True
+    num_views = (2, math.inf)
+    remedy = "a lower train.learning_rate, fewer clusters, or deepcluster_v2.bank=false"
+
     def __init__(
         self,
         backbone: Backbone,

@@ -55,6 +55,7 @@ class Jigsaw(Method):
             distractors, or none where they are to be predicted.
     """
 
+    remedy = "fewer jigsaw.num_permutations, a lower train.learning_rate, or normalisation of tiles"
     permutations: torch.Tensor
 
     def __init__(

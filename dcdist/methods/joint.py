@@ -32,6 +32,8 @@ class Joint(Method):
         leading: the name of the part that takes clusters, or of any where none does.
     """
 
+    remedy = "another weight of the part that collapses"
+
     def __init__(
         self, backbone: Backbone, parts: Mapping[str, Method], weights: Mapping[str, float], leading: str
     ) -> None:

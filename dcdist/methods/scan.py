@@ -49,6 +49,9 @@ class Scan(Method):
     """
 
     couples_samples = True
+    takes = "neighbors"
+    classifies = True
+    remedy = "a larger scan.entropy_weight, or a longer pretext before it"
     selection_losses: torch.Tensor
 
     def __init__(

@@ -43,6 +43,8 @@ class SelfLabel(Method):
     """
 
     couples_samples = True
+    classifies = True
+    remedy = "a higher selflabel.threshold, selflabel.class_balancing, or fewer epochs"
 
     def __init__(
         self,

@@ -40,6 +40,8 @@ class Simclr(Method):
     """
 
     couples_samples = True
+    num_views = (2, 2)
+    remedy = "a lower train.learning_rate, a warmup, or a larger train.batch_size"
 
     def __init__(
         self,

@@ -49,6 +49,10 @@ class Swav(Method):
     """
 
     couples_samples = True
+    num_views = (2, math.inf)
+    remedy = (
+        "a smaller swav.epsilon (0.03), longer swav.frozen_prototype_steps, fewer prototypes, or a smaller queue"
+    )
     queue: torch.Tensor
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The order of stages: what goes on from a classifier needs a stage before it that leaves one."""
+"""What a config asks for against itself: classifiers of the stage before, views, parts of a joint method."""
 
 from __future__ import annotations
 
@@ -55,3 +55,46 @@ def test_a_classifier_of_reduced_rows_does_not_follow_a_relu() -> None:
     check([{**RANDOM, "name": "pretext"}, SCAN], **alexnet)
     with pytest.raises(UsageError, match="leaves none: this network's classifiers follow a ReLU"):
         check([SIMCLR, SCAN], **alexnet)
+
+
+CROP = {"count": 1, "image_size": 16, "scale": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("method", "num_views", "wanted"),
+    [
+        ("simclr", 1, "2"),
+        ("simclr", 2, None),
+        ("simclr", 3, "2"),
+        ("swav", 1, "at least 2"),
+        ("swav", 3, None),
+        ("deepcluster_v2", 1, "at least 2"),
+        ("deepcluster_v2", 3, None),
+        ("jigsaw", 1, None),
+    ],
+)
+def test_methods_that_compare_views_get_enough_of_them(method: str, num_views: int, wanted: str | None) -> None:
+    views = {**SMALL["views"], "crops": [{**CROP, "count": num_views}]}
+    stages = [{"name": "main", "method": method, "views": views, "readout": {"num_clusters": 4}}]
+    if wanted is None:
+        check(stages)
+    else:
+        with pytest.raises(
+            UsageError, match=f"^method={method} compares {wanted} views .*, views.crops has {num_views}:"
+        ):
+            check(stages)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([], "needs joint.parts"),
+        (["deepcluster", "deepcluster_v2"], "at most one part takes clusters, here are part0, part1"),
+        (["simclr", "scan"], "method=scan of part part1 can only be a stage of its own"),
+        (["selflabel"], "method=selflabel of part part0 can only be a stage of its own"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(parts: list[str], reason: str) -> None:
+    joint = {"parts": [{"name": f"part{number}", "method": method} for number, method in enumerate(parts)]}
+    with pytest.raises(UsageError, match=reason):
+        check([{"name": "main", "method": "joint", "joint": joint, "readout": {"num_clusters": 4}}])
