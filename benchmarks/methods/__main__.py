@@ -3,7 +3,7 @@
     python -m benchmarks.methods --data FILE.parquet [--only NAME,...] [--seeds 0,1,2] [--out FILE.json]
     python -m benchmarks.methods --data FILE.parquet --render
 
-A row is a config (every one of configs/catsdogs/ and configs/*_catsdogs.yaml) at a seed. Killed at any time, the same
+A row is a config (every one of configs/catsdogs/) at a seed. Killed at any time, the same
 command goes on: rows that are in the file stay, a run that was interrupted resumes. A row is redone when its config or
 the images have changed. Raw pixels and untrained networks are rows of their own; labels serve scores alone.
 """
@@ -29,7 +29,7 @@ from dcdist.evaluation.feature_sets import PIXELS, TRAINED, UNTRAINED
 CHECKOUT = Path(__file__).resolve().parents[2]
 # The order of the lines; what is not named here comes after, by name.
 ORDER = (
-    "deepcluster_catsdogs", "deepcluster", "deepcluster_gmm", "deepcluster_pic", "deepcluster_v2", "swav", "simclr",
+    "deepcluster", "deepcluster_gmm", "deepcluster_pic", "deepcluster_v2", "swav", "simclr",
     "scan", "scan_5_2", "jigsaw", "jigsaw_distractors", "jigsaw_context_tricks", "jigsaw_then_deepcluster", "joint",
     "flagship",
 )  # fmt: skip
@@ -62,11 +62,10 @@ class Experiment:
 
 def find_experiments(folder: Path, data: str, only: Sequence[str]) -> list[Experiment]:
     """The configs of the folder, in the order of the table. Raises UsageError where a wanted one is missing."""
-    paths = [*folder.glob("*_catsdogs.yaml"), *folder.glob("catsdogs/[!_]*.yaml")]
-    names = {path.stem: path for path in paths}
+    names = {path.stem: path for path in folder.glob("catsdogs/[!_]*.yaml")}
     unknown = [name for name in only if name not in names]
     if unknown or not names:
-        missing = ", ".join(unknown) or "*_catsdogs.yaml or catsdogs/*.yaml"
+        missing = ", ".join(unknown) or "catsdogs/*.yaml"
         raise UsageError(f"{folder} has no {missing}; there are {', '.join(sorted(names)) or 'none'}")
     wanted = set(only) or set(names)
     ordered = [name for name in ORDER if name in names] + sorted(set(names) - set(ORDER))
