@@ -15,7 +15,7 @@ import torch
 from dcdist.clustering.pca import PCA, fit_pca, l2_normalize
 from dcdist.clustering.types import FeatureShard
 from dcdist.data.loader import Batch, BatchLoader, Request
-from dcdist.data.preparation import Preparation
+from dcdist.data.preparation import prepare
 from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
@@ -32,7 +32,6 @@ class ImagePass:
     """How evaluation images go through a network: everything but the network and the images."""
 
     view: View
-    preparation: Preparation
     numerics: Numerics
     batch_size: int
     loader: BatchLoader
@@ -110,7 +109,7 @@ def extract_features(
     try:
         for batch in _batches(source, images, (images.view,), collectives, at_boundary):
             raw.failures.update(batch.failures)
-            (pixels,) = images.preparation(batch.to(images.numerics.device), (images.view,)).views
+            (pixels,) = prepare(batch.to(images.numerics.device), (images.view,)).views
             with images.numerics.autocast():
                 rows = embedder(pixels)
             rows = rows.float().cpu()[batch.decoded]

@@ -28,8 +28,8 @@ from dcdist.run_directory import RunDirectory
 def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -> str | None:
     """Scores a finished run into RUN/evaluations/summary-NNNN.json; its text on rank 0, None elsewhere. Collective."""
     untrained = build_backbone(shared.config.model, shared.config.views.image_size, shared.config.run.seed)
-    shared.numerics.place(untrained)
     images = stage.trainer.images
+    images.numerics.place(untrained)
     sets = (
         raw_pixels(images),
         FeatureSet(UNTRAINED, untrained, images),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dcdist.attempt_description import job_started_at
-from dcdist.build.run import build_numerics, build_recorder
+from dcdist.build.run import build_recorder
 from dcdist.build.stage import Surroundings, build_stage
 from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
@@ -91,7 +91,6 @@ class Training:
             source=begun.source,
             heldout_source=begun.heldout,
             backbone=begun.backbone,
-            numerics=build_numerics(config.train, device),
             devices=begun.devices,
             loader=loader,
             collectives=self._collectives,

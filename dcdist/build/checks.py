@@ -8,7 +8,9 @@ import torch
 
 from dcdist.build.clustering import build_readout
 from dcdist.build.methods import Samples, build_method, clustering_stage, method_class
-from dcdist.build.views import crop_views
+from dcdist.build.views import crop_views, evaluation_view, training_view
+from dcdist.clustering.hierarchical import HierarchicalKMeans
+from dcdist.clustering.kmeans import KMeans
 from dcdist.clustering.linear_scan import LinearScan
 from dcdist.clustering.pic import PowerIterationClustering
 from dcdist.config.schema import StageConfig
@@ -16,6 +18,7 @@ from dcdist.errors import UsageError
 from dcdist.models.backbone import Backbone
 
 _CPU = torch.device("cpu")
+_MOST_OUTPUTS = 2**17  # of all heads of a read-out by scan: 0.5 GiB for each of some six tensors of a step's rows
 
 
 def check_stages(stages: Sequence[StageConfig], num_samples: int, backbone: Backbone, world_size: int) -> None:
@@ -32,11 +35,16 @@ def check_stages(stages: Sequence[StageConfig], num_samples: int, backbone: Back
         if stage.method == "joint":
             _check_joint(stage)
         for part in stage.parts():
-            _check_views(part)
+            _check_views(part, backbone)
             if part.method == "jigsaw":  # whose tiles have to fit the network
                 build_method(part, backbone, 0, Samples(num_samples, range(num_samples), _CPU))
         if stage.method == "selflabel" or (stage.method == "scan" and stage.scan.initial == "readout"):
             _check_classifier(stage, stages[number - 1] if number else None, backbone)
+            if stage.method == "scan" and stage.scan.num_heads > 1:
+                raise UsageError(
+                    f"stage {stage.name}: scan.initial=readout starts all heads alike, and they stay alike: set "
+                    f"scan.num_heads to 1 (it is {stage.scan.num_heads})"
+                )
 
 
 def _check_classifier(stage: StageConfig, before: StageConfig | None, backbone: Backbone) -> None:
@@ -73,6 +81,10 @@ def _check_classifier(stage: StageConfig, before: StageConfig | None, backbone: 
 def _check_processes(stage: StageConfig, world_size: int) -> None:
     train = stage.train
     assert isinstance(train.microbatch_size, int)
+    if train.microbatch_size < 2:
+        raise UsageError(
+            f"train.microbatch_size={train.microbatch_size}: batch normalisation needs at least 2 images at a time"
+        )
     num_microbatches = train.batch_size // train.microbatch_size
     if world_size > num_microbatches:
         raise UsageError(
@@ -106,6 +118,17 @@ def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> N
     name = "features" if stage.readout.pca_dimensions == "auto" else "readout"
     _check_dimensions(f"{name}.pca_dimensions", recipe.pca_dimensions, num_samples, num_features)
     clusterer = recipe.clusterer
+    if recipe.num_restarts > 1 and not isinstance(clusterer, KMeans | HierarchicalKMeans):
+        raise UsageError(
+            f"stage {stage.name}: readout.num_restarts={recipe.num_restarts} compares objectives of k-means, which are "
+            "not what this read-out minimises: set it to 1 (scan has clustering.num_heads starts)"
+        )
+    if isinstance(clusterer, LinearScan) and clusterer.num_heads * clusterer.num_clusters > _MOST_OUTPUTS:
+        raise UsageError(
+            f"stage {stage.name}: {clusterer.num_heads} heads of {clusterer.num_clusters} clusters do not fit the "
+            f"memory of a read-out by scan: set readout.num_clusters, or clustering.num_heads to at most "
+            f"{max(1, _MOST_OUTPUTS // clusterer.num_clusters)}"
+        )
     if isinstance(clusterer, LinearScan | PowerIterationClustering) and clusterer.num_neighbors >= num_samples:
         raise UsageError(
             f"clustering.num_neighbors={clusterer.num_neighbors} needs more images than that, data.root has "
@@ -113,11 +136,10 @@ def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> N
         )
     if stage.readout.num_clusters is not None:
         _check_count("readout.num_clusters", stage.readout.num_clusters, num_samples)
-    elif clustering_stage(stage) is None and max(stage.clustering.counts) > num_samples:
+    elif max(stage.clustering.counts) > num_samples:
         raise UsageError(
-            f"stage {stage.name}: method={stage.method} trains without clusters, and the final clustering would have "
-            f"clustering.num_clusters={max(stage.clustering.counts)} of {num_samples} images: "
-            "set readout.num_clusters"
+            f"stage {stage.name}: the final clustering would have clustering.num_clusters="
+            f"{max(stage.clustering.counts)} of {num_samples} images: set readout.num_clusters"
         )
 
 
@@ -137,7 +159,18 @@ def _check_dimensions(name: str, dimensions: int | None, num_samples: int, num_f
         )
 
 
-def _check_views(stage: StageConfig) -> None:
+def _check_views(stage: StageConfig, backbone: Backbone) -> None:
+    views = [evaluation_view(stage.views)]
+    views += crop_views(stage.views) if method_class(stage).num_views[0] else [training_view(stage.views)]
+    for size in sorted({view.size for view in views} if method_class(stage).sees_images else {views[0].size}):
+        try:
+            backbone.feature_shape(size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"stage {stage.name}: the network cannot see images of {size} x {size} "
+                f"({str(error).splitlines()[0]}): set views.image_size and views.crops to what it was built for, the "
+                "views.image_size of the whole config, or choose a network without fully connected layers"
+            ) from error
     num_views = len(crop_views(stage.views))
     least, most = method_class(stage).num_views
     if not least <= num_views <= most:
@@ -152,6 +185,9 @@ def _check_joint(stage: StageConfig) -> None:
     parts = stage.parts()
     if not parts:
         raise UsageError(f"stage {stage.name}: method=joint needs joint.parts, a list of named methods")
+    for part in parts:
+        if hasattr(torch.nn.ModuleDict(), part.name):
+            raise UsageError(f"joint.parts: a part cannot be called {part.name}: choose another name")
     clustering = [part.name for part in parts if clustering_stage(part)]
     if len(clustering) > 1:
         raise UsageError(f"joint.parts: at most one part takes clusters, here are {', '.join(clustering)}")

@@ -183,9 +183,9 @@ def _joint(stage: StageConfig, backbone: Backbone, seed: int, samples: Samples) 
         part.name: METHODS[part.method][1](part, backbone, derive_seed(seed, "part", part.name), samples)
         for part, _ in parts
     }
-    clusters = clustering_stage(stage)
-    leading = clusters.name if clusters else parts[0][0].name
-    return Joint(backbone, methods, {part.name: weight for part, weight in parts}, leading)
+    seeing = next((part for part, _ in parts if method_class(part).sees_images), parts[0][0])
+    leading = clustering_stage(stage) or seeing
+    return Joint(backbone, methods, {part.name: weight for part, weight in parts}, leading.name)
 
 
 METHODS: dict[str, tuple[type[Method], Callable[[StageConfig, Backbone, int, Samples], Method]]] = {

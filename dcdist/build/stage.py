@@ -10,6 +10,7 @@ import torch
 
 from dcdist.build.clustering import build_clustering_step, build_readout
 from dcdist.build.methods import Samples, build_method, clustering_stage, epoch_length, method_class
+from dcdist.build.run import build_numerics
 from dcdist.build.views import build_images
 from dcdist.commits import Kind
 from dcdist.config.schema import ExperimentConfig, StageConfig, TrainSection
@@ -29,7 +30,6 @@ from dcdist.engine.training_step import TrainingStep
 from dcdist.features import contiguous_range
 from dcdist.metrics.recorder import Recorder
 from dcdist.models.backbone import Backbone
-from dcdist.models.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Surroundings:
     source: ImageSource
     heldout_source: ImageSource | None
     backbone: Backbone
-    numerics: Numerics
     devices: tuple[torch.device, ...]  # this process's own, then those of the machine's other processes
     loader: BatchLoader
     collectives: Collectives
@@ -59,8 +58,9 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
     seed = derive_seed(shared.config.run.seed, "stage", stage.name)
     num_samples, collectives = len(shared.source), shared.collectives
     own = contiguous_range(num_samples, collectives.rank, collectives.world_size)
-    method = build_method(stage, shared.backbone, seed, Samples(num_samples, own, shared.numerics.device))
-    shared.numerics.place(method)
+    method = build_method(stage, shared.backbone, seed, Samples(num_samples, own, shared.devices[0]))
+    numerics = build_numerics(train, shared.devices[0])
+    numerics.place(method)
     num_microbatches = train.batch_size // train.microbatch_size
     steps_per_epoch = epoch_length(stage).num_steps(num_samples)
     optimizer = Optimizer(
@@ -71,7 +71,8 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         train.weight_decay,
         _schedule(train, steps_per_epoch),
     )
-    images = build_images(stage, shared.numerics, shared.loader)
+    images = build_images(stage, numerics, shared.loader)
+    watch = CollapseWatch(method.chance_losses, method.remedy)
     journal = Journal(
         shared.recorder,
         shared.collectives,
@@ -79,10 +80,10 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         train.batch_size,
         num_microbatches,
         shared.config.metrics.every_num_steps,
-        CollapseWatch(method.chance_losses, method.remedy),
+        watch,
         stop_at_collapse=train.on_collapse == "stop",
     )
-    states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer}
+    states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer, "collapse": watch}
     if method.bank is not None:
         states["bank"] = method.bank
 
@@ -94,7 +95,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
     clustering_step, every_num_epochs = build_clustering_step(stage, shared.devices)
     trainer = Trainer(
         method=method,
-        training_step=TrainingStep(method, optimizer, shared.numerics, shared.collectives, num_microbatches),
+        training_step=TrainingStep(method, optimizer, numerics, shared.collectives, num_microbatches),
         clustering_step=clustering_step,
         reduction=_reduction(clustering_stage(stage) or stage),
         source=shared.source,

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from dcdist.config.method_sections import JigsawSection
 from dcdist.config.schema import StageConfig, ViewsSection
-from dcdist.data.augment import BatchAugmentation
+from dcdist.data.augment import BatchAugmentation, Normalization
 from dcdist.data.loader import BatchLoader
-from dcdist.data.preparation import Preparation
 from dcdist.data.strong import StrongAugmentation
 from dcdist.data.tiles import Tiles
 from dcdist.data.transforms import View
@@ -30,6 +29,7 @@ def training_view(views: ViewsSection) -> View:
         horizontal_flip=views.horizontal_flip,
         strong=StrongAugmentation(views.random_operations, views.cutout) if strong else None,
         augmentation=_augmentation(views),
+        normalization=_normalization(views),
     )
 
 
@@ -38,7 +38,15 @@ def crop_views(views: ViewsSection) -> tuple[View, ...]:
     if not views.crops:
         return (training_view(views),) * 2
     each = (
-        training_view(views.model_copy(update={"image_size": crops.image_size, "scale": crops.scale}))
+        training_view(
+            views.model_copy(
+                update={
+                    "image_size": crops.image_size,
+                    "scale": crops.scale,
+                    "resize": max(views.resize, crops.image_size),
+                }
+            )
+        )
         for crops in views.crops
         for _ in range(crops.count)
     )
@@ -47,7 +55,13 @@ def crop_views(views: ViewsSection) -> tuple[View, ...]:
 
 def evaluation_view(views: ViewsSection) -> View:
     """The centre of an image, as it is."""
-    return View(size=views.image_size, crop="center", resize=views.resize, horizontal_flip=False)
+    return View(
+        size=views.image_size,
+        crop="center",
+        resize=views.resize,
+        horizontal_flip=False,
+        normalization=_normalization(views),
+    )
 
 
 def puzzle_view(views: ViewsSection, jigsaw: JigsawSection) -> View:
@@ -57,8 +71,6 @@ def puzzle_view(views: ViewsSection, jigsaw: JigsawSection) -> View:
         normalize=jigsaw.normalize_tiles,
         yoked_jitter=jigsaw.yoked_jitter,
         random_aperture=jigsaw.random_aperture,
-        mean=views.mean,
-        std=views.std,
     )
     whole = training_view(views.model_copy(update={"image_size": jigsaw.puzzle_size, "resize": jigsaw.puzzle_size}))
     return replace(whole, tiles=tiles)
@@ -68,12 +80,15 @@ def build_images(stage: StageConfig, numerics: Numerics, loader: BatchLoader) ->
     """How images pass through the network when they are looked at, not trained on."""
     return ImagePass(
         view=evaluation_view(stage.views),
-        preparation=Preparation(stage.views.mean, stage.views.std, stage.views.standardize),
         numerics=numerics,
         batch_size=stage.features.batch_size,
         loader=loader,
         memory_limit_bytes=int(stage.features.memory_limit_gib * GIB),
     )
+
+
+def _normalization(views: ViewsSection) -> Normalization:
+    return Normalization(views.mean, views.std, views.standardize)
 
 
 def _augmentation(views: ViewsSection) -> BatchAugmentation:

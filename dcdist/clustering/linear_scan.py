@@ -17,7 +17,7 @@ from torch.nn import functional
 from dcdist.clustering.consistency import scan_terms
 from dcdist.clustering.empty import farthest_rows
 from dcdist.clustering.initial import local_positions
-from dcdist.clustering.neighbors import nearest_neighbors
+from dcdist.clustering.neighbors import Neighbors, nearest_neighbors
 from dcdist.clustering.partition import (
     cluster_means,
     cluster_sizes,
@@ -35,7 +35,7 @@ from dcdist.faults import fault_point
 _STEPS_A_ROUND = 20  # of one boundary
 _WEIGHT_DECAY = 1e-3
 _INITIAL_SCALE = 2.0  # of the weights: sure from the start, so that heads begin as different partitions
-_ROWS_A_BLOCK = 2**14
+_LOGITS_A_BLOCK = 2**22
 
 
 class _Graph(NamedTuple):
@@ -80,8 +80,9 @@ class LinearScan:
         collectives: Collectives,
         generator: torch.Generator,
         at_boundary: Callable[[], None] = lambda: None,
+        found: Neighbors | None = None,
     ) -> HeadClustering:
-        """Neighbours are searched by all ranks, the heads trained by rank 0. Collective; see `Clusterer`.
+        """Neighbours are searched by all ranks (unless they are given), the heads trained by rank 0. Collective.
 
         Raises:
             UsageError: fewer rows than clusters or neighbours.
@@ -92,7 +93,11 @@ class LinearScan:
         require_rows(num_rows, self.num_clusters)
         largest = largest_magnitude(shard, collectives)
         seed = int(torch.randint(2**62, (), generator=generator))
-        graph = self._graph(shard, num_samples, collectives, at_boundary)
+        if found is None:
+            found = nearest_neighbors(
+                shard, self.num_neighbors, num_samples, collectives, at_boundary, device=self.device
+            )
+        graph = self._graph(shard, found, collectives)
         clock.append(time.monotonic())
         linear = self._train(graph, shard.features.shape[1], seed, collectives, at_boundary)
         clock.append(time.monotonic())
@@ -118,10 +123,7 @@ class LinearScan:
             linear=linear,
         )
 
-    def _graph(
-        self, shard: FeatureShard, num_samples: int, collectives: Collectives, at_boundary: Callable[[], None]
-    ) -> _Graph | None:
-        found = nearest_neighbors(shard, self.num_neighbors, num_samples, collectives, at_boundary, device=self.device)
+    def _graph(self, shard: FeatureShard, found: Neighbors, collectives: Collectives) -> _Graph | None:
         sample_ids = collectives.gather_rows(found.sample_ids)
         rows = collectives.gather_rows(shard.features)
         indices = collectives.gather_rows(found.indices)
@@ -203,7 +205,8 @@ class _Heads:
         partners = neighbors[torch.arange(len(rows), device=rows.device), choice]
         consistency = torch.zeros(scan.num_heads, dtype=torch.float64, device=rows.device)
         mean = torch.zeros(scan.num_heads, scan.num_clusters, dtype=torch.float64, device=rows.device)
-        for block in torch.split(torch.arange(len(rows), device=rows.device), _ROWS_A_BLOCK):
+        rows_a_block = max(1, _LOGITS_A_BLOCK // (scan.num_heads * scan.num_clusters))
+        for block in torch.split(torch.arange(len(rows), device=rows.device), rows_a_block):
             anchors = self._logits(rows[block])
             agreement, _ = scan_terms(anchors, self._logits(rows[partners[block]]))
             consistency += agreement.double() * len(block)

@@ -146,7 +146,7 @@ class ClusteringSection(Section):
         "k-means, a Gaussian mixture, power iteration clustering, two-level k-means for very many clusters, or linear "
         "heads that agree on neighbours as in SCAN",
     )
-    num_clusters: Positive | tuple[Positive, ...] = key(
+    num_clusters: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = key(
         10000, "K, how many clusters training predicts (pic, which finds K: at most); a list gives several heads"
     )
     num_iterations: Positive | None = key(

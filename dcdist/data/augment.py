@@ -18,14 +18,9 @@ _SHADING_GRID = 3  # points a side, between which the light changes linearly
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision round it
 
 
-def to_float(
-    images: torch.Tensor, mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)
-) -> torch.Tensor:
-    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] = (pixel / 255 - mean) / std, in channels_last memory.
-
-    With the defaults the values lie in 0..1, as BatchAugmentation wants them; call normalize after it.
-    """
-    return normalize(images.permute(0, 3, 1, 2).to(torch.float32) / 255, mean, std)
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in 0..1, as BatchAugmentation wants them, in channels_last memory."""
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -41,6 +36,19 @@ def standardize(images: torch.Tensor) -> torch.Tensor:
     """
     deviation, mean = torch.std_mean(images, (1, 2, 3), keepdim=True, correction=0)
     return (images - mean) / (deviation + _FLAT)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The last arithmetic on pixels; with the defaults nothing."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    standardize: bool = False  # each image by its own mean and standard deviation, in place of these
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Float [B, 3, S, S] in 0..1 -> the same, as a network sees it."""
+        return standardize(images) if self.standardize else normalize(images, self.mean, self.std)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,10 @@ class Tiles:
     """
 
     size: int  # s; the jitter is what the cell has more
-    normalize: bool = True  # mean 0 and standard deviation 1 of each tile and colour, of what is seen of it
+    normalize: bool = True  # mean 0 and standard deviation 1 of each tile and colour, of what is seen of it; else the
+    # puzzle is normalised as any view
     yoked_jitter: bool = False  # all tiles of an image lie at the same place of their cells
     random_aperture: float = 0.0  # share of an image's tiles of which only a random square is seen, the same of each
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # subtracted where tiles are not normalised
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)  # divided by where tiles are not normalised
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -66,9 +65,6 @@ class Tiles:
             tiles = tiles - (tiles * seen).sum((3, 4), keepdim=True) / count
             variance = (tiles.square() * seen).sum((3, 4), keepdim=True) / count
             tiles = tiles * torch.rsqrt(variance + _FLAT_VARIANCE)
-        else:
-            mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-            tiles = (tiles - mean) / std
         return tiles * seen  # what is not seen becomes the mean colour
 
     def _cut(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

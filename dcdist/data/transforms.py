@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dcdist.data.augment import BatchAugmentation
+from dcdist.data.augment import BatchAugmentation, Normalization
 from dcdist.data.strong import StrongAugmentation
 from dcdist.data.tiles import Tiles
 
@@ -49,7 +49,8 @@ class View:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     horizontal_flip: bool = False  # of half of the images
     strong: StrongAugmentation | None = None  # in the worker, after the crop
-    augmentation: BatchAugmentation = field(default_factory=BatchAugmentation)  # on the device, by Preparation
+    augmentation: BatchAugmentation = field(default_factory=BatchAugmentation)  # on the device
+    normalization: Normalization = Normalization()  # noqa: RUF009 (frozen); on the device, then
     tiles: Tiles | None = None  # on the device, last: the view becomes tiles
 
     def __post_init__(self) -> None:

@@ -168,7 +168,8 @@ class Collectives:
     def on_main(self, function: Callable[[], T]) -> T:
         """Runs `function` on rank 0 alone; its value, or the error it raised, on every rank.
 
-        Storage that fails (an OSError) becomes a RunError.
+        Storage that fails (an OSError) becomes a RunError. What is unexpected is raised on rank 0, and a RunError that
+        says so on the others: they would take rank 0 for lost, and be started again.
         """
         outcome: tuple[T | None, DcdistError | None] = (None, None)
         if self.is_main:
@@ -178,6 +179,9 @@ class Collectives:
                 outcome = (None, error)
             except OSError as error:
                 outcome = (None, RunError(f"storage failed: {error}"))
+            except Exception as error:
+                self.broadcast_object((None, RunError(f"rank 0 failed: {type(error).__name__}: {error}")))
+                raise
         value, failure = self.broadcast_object(outcome)
         if failure is not None:
             raise failure

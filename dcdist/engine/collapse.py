@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +34,23 @@ class CollapseWatch:
 
     chance_losses: Callable[[], Mapping[str, float]]
     remedy: str
-    _first_entropy_ratio: dict[int, float] = field(default_factory=dict)
+    _first_entropy_ratio: dict[str, float] = field(default_factory=dict)
     _at_chance: dict[str, tuple[int, int]] = field(default_factory=dict)  # epochs and steps in a row
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers of the stage."""
+        return {"first_entropy_ratio": self._first_entropy_ratio, "at_chance": self._at_chance}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self._first_entropy_ratio = dict(state["first_entropy_ratio"])
+        self._at_chance = {name: (epochs, steps) for name, (epochs, steps) in state["at_chance"].items()}
 
     def clustering(self, head: int, assignments: np.ndarray, num_clusters: int) -> str | None:
         """What is wrong with the sizes of a head's clusters, with the remedy; None where nothing is."""
         sizes = cluster_sizes(assignments, num_clusters)
         ratio, largest = size_entropy_ratio(sizes), size_max_ratio(sizes)
-        first = self._first_entropy_ratio.setdefault(head, ratio)
+        first = self._first_entropy_ratio.setdefault(str(head), float(ratio))
         if largest > _LARGEST_SHARE and num_clusters > _FEW_CLUSTERS:
             return self._message(f"one of the {num_clusters} clusters of head {head} holds {largest:.0%} of the images")
         if ratio < _LEAST_ENTROPY_RATIO or ratio < first - _LARGEST_FALL:

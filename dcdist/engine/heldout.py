@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from dcdist.clustering.linear_scan import linear_logits
 from dcdist.clustering.pca import PCA
 from dcdist.clustering.search import nearest_centroids
 from dcdist.clustering.types import UNASSIGNED, Clustering
 from dcdist.data.loader import Request
+from dcdist.data.preparation import prepare
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
 from dcdist.features import ImagePass, contiguous_range, extract_features, num_boundaries, transform_features
@@ -33,10 +35,14 @@ class HeldOut:
     def assign(
         self, method: Method, pca: PCA | None, clustering: Clustering, at_boundary: Callable[[], None]
     ) -> torch.Tensor:
-        """The nearest cluster [H] int32 of each image under the first head, on every rank. Collective."""
+        """The cluster [H] int32 of each image under the first head, on every rank. Collective."""
         raw = extract_features(method.embedder(), self.source, self.images, self.collectives, at_boundary)
         shard = transform_features(raw, pca)
-        nearest, _ = nearest_centroids(shard.features, clustering.heads[0].centroids)
+        head = clustering.heads[0]
+        if head.linear is None:
+            nearest, _ = nearest_centroids(shard.features, head.centroids)
+        else:
+            nearest = linear_logits(shard.features, head.linear).argmax(1).int()
         targets = torch.full((len(self.source),), UNASSIGNED, dtype=torch.int32)
         sample_ids = self.collectives.all_gather_rows(shard.sample_ids)
         targets[sample_ids] = self.collectives.all_gather_rows(nearest)
@@ -61,7 +67,7 @@ class HeldOut:
             batch = next(batches, None)
             if batch is None:
                 continue
-            prepared = self.images.preparation(batch.to(self.images.numerics.device), (self.images.view,))
+            prepared = prepare(batch.to(self.images.numerics.device), (self.images.view,))
             with self.images.numerics.autocast():
                 logits = method.cluster_logits(prepared.views[0])
             assert prepared.targets is not None

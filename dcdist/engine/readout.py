@@ -38,11 +38,11 @@ class Readout:
         return int(self.merged_to.max()) + 1 if len(self.merged_to) else 0
 
     def rows(self, raw: RawFeatures) -> FeatureShard:
-        """This rank's raw rows as `assign` wants them."""
+        """This rank's raw rows as `assign` wants them: reduced, or a classifier's logits of raw features."""
         if self.classifier is None or self.classifies_rows:
             return transform_features(raw, self.pca)
-        blocks = [block.float().cpu() for block in raw.blocks()]
-        return FeatureShard(raw.ids(), torch.cat([torch.empty(0, self.classifier.weight.shape[1]), *blocks]))
+        blocks = [self.classifier.logits(block).cpu() for block in raw.blocks()]
+        return FeatureShard(raw.ids(), torch.cat([torch.empty(0, len(self.classifier.weight)), *blocks]))
 
     def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows -> clusters [n] int32 and distances [n].
@@ -50,7 +50,8 @@ class Readout:
         The distance is the squared one to the nearest centroid; under a classifier it is 1 - the cluster's probability.
         """
         if self.classifier is not None:
-            probabilities, clusters = self.classifier.logits(rows).softmax(1).max(1)
+            logits = self.classifier.logits(rows) if self.classifies_rows else rows
+            probabilities, clusters = logits.softmax(1).max(1)
             return self.merged_to[clusters], 1.0 - probabilities
         nearest, distances = nearest_centroids(rows, self.centroids)
         return self.merged_to[nearest.long()], distances

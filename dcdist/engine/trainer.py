@@ -14,6 +14,7 @@ from dcdist.clustering.steps import ClusteringStep
 from dcdist.clustering.types import Clustering, FeatureShard
 from dcdist.commits import Kind
 from dcdist.data.loader import Request
+from dcdist.data.preparation import prepare
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.seeding import derive_seed, torch_generator
@@ -207,7 +208,7 @@ class Trainer:
             self.journal.waited_for_data(time.perf_counter() - started)
             microbatches: list[Microbatch] = [
                 {
-                    name: self.images.preparation(batch.to(self.images.numerics.device), plan.streams[name].views)
+                    name: prepare(batch.to(self.images.numerics.device), plan.streams[name].views)
                     for name, batch in streams.items()
                 }
                 for streams in loaded

@@ -152,7 +152,7 @@ def open_subject(run: StoredRun, options: Options) -> Iterator[Subject]:
         start_server()
     sources = [source] if heldout is None else [source, heldout]
     loader = BatchLoader(sources, num_workers, pin_memory=device.type == "cuda")
-    numerics = build_numerics(run.config.train, device)
+    numerics = build_numerics(run.stage.train, device)
     try:
         yield Subject(
             run, options, root, split, heldout_split, source, heldout, build_images(run.stage, numerics, loader)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcdist.data.preparation import Preparation
 from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
@@ -64,6 +63,5 @@ def raw_pixels(images: ImagePass) -> FeatureSet:
     side = min(images.view.size, LARGEST_PIXEL_SIDE)
     resize = round((images.view.resize or images.view.size) * side / images.view.size)
     view = View(size=side, crop="center", resize=resize)
-    nothing = Preparation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     backbone = Backbone(nn.Identity(), nn.Sequential(), nn.Flatten(), 3, 3 * side * side, features_before_relu=False)
-    return FeatureSet(PIXELS, backbone, replace(images, view=view, preparation=nothing))
+    return FeatureSet(PIXELS, backbone, replace(images, view=view))

@@ -5,6 +5,7 @@ Shapes: N rows that are clustered, M other rows, D features, K clusters.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 
 from dcdist.clustering.linear_scan import LinearScan, linear_logits
 from dcdist.clustering.merge import merge_clusters
+from dcdist.clustering.neighbors import Neighbors, nearest_neighbors
 from dcdist.clustering.pca import fit_pca, l2_normalize
 from dcdist.clustering.search import nearest_centroids
 from dcdist.clustering.types import FeatureShard
@@ -24,6 +26,7 @@ _WARD_CLUSTERS_PER_CLUSTER = 20
 _WARD_CLUSTERS = (200, 2000)  # at least, and at most: merging takes the square of it in memory
 _WARD_ROWS_PER_CLUSTER = 5
 _WARD_ITERATIONS = 10  # clusters that are to be merged need not be settled
+_NEIGHBORS_OUTPUTS = 1000  # of all starts together: 32 starts up to 31 classes, one from 1,000 on
 _ROWS_A_BLOCK = 4096
 
 
@@ -59,10 +62,17 @@ def label_free_readouts(
         found = cluster_features(rows, num_clusters, seed)
         return FittedReadout(found.assignments, lambda others: nearest_centroids(transform(others), found.centroids)[0])
 
+    num_heads = min(LinearScan.num_heads, max(1, _NEIGHBORS_OUTPUTS // num_clusters))
+    scan = LinearScan(num_clusters, num_neighbors=min(LinearScan.num_neighbors, len(features) - 1), num_heads=num_heads)
+    shard = FeatureShard(torch.arange(len(features)), white_rows)
+
+    @functools.cache
+    def neighbors() -> Neighbors:
+        return nearest_neighbors(shard, scan.num_neighbors, len(features), Collectives())
+
     def by_neighbors(seed: int) -> FittedReadout:
-        scan = LinearScan(num_clusters, num_neighbors=min(LinearScan.num_neighbors, len(features) - 1))
-        shard = FeatureShard(torch.arange(len(features)), white_rows)
-        linear = scan.fit(shard, len(features), Collectives(), torch_generator(seed, "readout", 0)).linear
+        generator = torch_generator(seed, "readout", 0)
+        linear = scan.fit(shard, len(features), Collectives(), generator, found=neighbors()).linear
         assert linear is not None
         return FittedReadout(
             linear_logits(white_rows, linear).argmax(1).int(),

@@ -75,6 +75,7 @@ class Method(nn.Module, ABC):
         clusters_embeddings: whether rows are clustered as `embedder` gives them; else features are, reduced as the
             config says.
         classifies: whether `classifier` is the final clustering; else features are clustered for that.
+        sees_images: whether its views are images; else running statistics of what it sees do not serve them.
         num_views: of an image, where the method compares views: at least and at most.
         remedy: what usually helps where it collapses.
         backbone: what learns.
@@ -85,6 +86,7 @@ class Method(nn.Module, ABC):
     takes: Literal["clusters", "neighbors"] | None = None
     clusters_embeddings = False
     classifies = False
+    sees_images = True
     num_views: tuple[int, float] = (0, math.inf)
     remedy: str
     backbone: Backbone
@@ -150,6 +152,12 @@ class Method(nn.Module, ABC):
         return {}
 
 
-def usage_entropy_ratio(mean_assignment: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The figure that says how evenly K clusters are used: the entropy of the mean assignment [K] over log K."""
-    return {USAGE: torch.special.entr(mean_assignment).sum() / math.log(max(2, len(mean_assignment)))}
+def usage_entropy_ratio(assignments: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The figure that says how evenly K clusters are used, from soft assignments [B, K].
+
+    The entropy of their mean over what it can be at most: log K, or log B where sure assignments of few samples cannot
+    reach more clusters.
+    """
+    num_reached = min(assignments.shape)
+    entropy = torch.special.entr(assignments.mean(0)).sum()
+    return {USAGE: (entropy / math.log(max(2, num_reached))).clamp(max=1.0)}

@@ -20,7 +20,7 @@ from dcdist.data.tiles import NUM_TILES, NUM_TURNS, draw_distractors, turned
 from dcdist.data.transforms import View
 from dcdist.distributed.seeding import numpy_generator, torch_generator
 from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream
-from dcdist.models.backbone import Backbone, output_shape
+from dcdist.models.backbone import Backbone
 from dcdist.models.puzzle_head import PuzzleHead
 
 
@@ -55,6 +55,7 @@ class Jigsaw(Method):
             distractors, or none where they are to be predicted.
     """
 
+    sees_images = False
     remedy = "fewer jigsaw.num_permutations, a lower train.learning_rate, or normalisation of tiles"
     permutations: torch.Tensor
 
@@ -149,9 +150,7 @@ def require_maps(backbone: Backbone, view: View, pool: int) -> None:
     size = view.tiles.size
     view.tiles.require_fit(view.size)
     try:
-        with torch.no_grad():
-            inputs = backbone.stem(torch.zeros(1, 3, size, size, device=next(backbone.parameters()).device))
-        side = output_shape(backbone.body, inputs.shape)[2]
+        side = backbone.map_shape(size)[2]
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(

@@ -133,7 +133,7 @@ class Scan(Method):
 
     def figures(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """How evenly classes are used, the mean over the heads: what one calls a class is another's other class."""
-        each = [usage_entropy_ratio(head)[USAGE] for head in outputs.anchors.softmax(2).mean(0)]
+        each = [usage_entropy_ratio(head)[USAGE] for head in outputs.anchors.softmax(2).unbind(1)]
         return {USAGE: torch.stack(each).mean()}
 
     def chance_losses(self) -> dict[str, float]:

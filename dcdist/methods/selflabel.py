@@ -126,5 +126,5 @@ class SelfLabel(Method):
         return {
             "confident_ratio": confident,
             "skipped_ratio": (confident == 0).float(),
-            **usage_entropy_ratio(probabilities.mean(0)),
+            **usage_entropy_ratio(probabilities),
         }

@@ -50,9 +50,7 @@ class Swav(Method):
 
     couples_samples = True
     num_views = (2, math.inf)
-    remedy = (
-        "a smaller swav.epsilon (0.03), longer swav.frozen_prototype_steps, fewer prototypes, or a smaller queue"
-    )
+    remedy = "a smaller swav.epsilon (0.03), longer swav.frozen_prototype_steps, fewer prototypes, or a smaller queue"
     queue: torch.Tensor
 
     def __init__(
@@ -149,7 +147,7 @@ class Swav(Method):
         return [{"params": learning}, prototypes]
 
     def figures(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        return usage_entropy_ratio((outputs.scores[:, 0] / self.temperature).softmax(1).mean(0))
+        return usage_entropy_ratio((outputs.scores[:, 0] / self.temperature).softmax(1))
 
     def chance_losses(self) -> dict[str, float]:
         return {"codes": math.log(self.prototypes.out_features)}

@@ -53,6 +53,20 @@ class Backbone(nn.Module):
         features: torch.Tensor = self.top(self.maps(images))
         return features
 
+    def map_shape(self, side: int) -> tuple[int, ...]:
+        """[1, C, h, w] of an image or tile of side x side, found without the computation.
+
+        Raises:
+            RuntimeError, ValueError, AssertionError: the network cannot take such an image.
+        """
+        with torch.no_grad():
+            inputs = self.stem(torch.zeros(1, 3, side, side, device=next(self.parameters()).device))
+        return output_shape(self.body, inputs.shape)
+
+    def feature_shape(self, side: int) -> tuple[int, ...]:
+        """[1, D] of an image of side x side; as `map_shape`."""
+        return output_shape(self.top, self.map_shape(side))
+
 
 def convolution(
     in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, padding: int = 1, bias: bool = True

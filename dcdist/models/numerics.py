@@ -20,8 +20,8 @@ class Numerics:
 
     def place(self, module: nn.Module) -> nn.Module:
         """Moves the module to the device, its convolutions to the memory layout; in place."""
-        module = module.to(self.device)
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return module.to(self.device).to(memory_format=layout)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""

@@ -14,7 +14,7 @@ from tests.methods.small_methods import SMALL
 
 LINEAR = {"method": "scan", "num_clusters": 4, "pca_dimensions": 8}
 SIMCLR = {"name": "pretext", "method": "simclr", "readout": LINEAR}
-SCAN = {"name": "scan", "method": "scan", "scan": {"num_clusters": 4, "initial": "readout"}}
+SCAN = {"name": "scan", "method": "scan", "scan": {"num_clusters": 4, "num_heads": 1, "initial": "readout"}}
 RANDOM = {"name": "scan", "method": "scan", "scan": {"num_clusters": 4}}
 SELFLABEL = {"name": "selflabel", "method": "selflabel"}
 
@@ -98,3 +98,72 @@ def test_parts_that_do_not_go_together_are_refused(parts: list[str], reason: str
     joint = {"parts": [{"name": f"part{number}", "method": method} for number, method in enumerate(parts)]}
     with pytest.raises(UsageError, match=reason):
         check([{"name": "main", "method": "joint", "joint": joint, "readout": {"num_clusters": 4}}])
+
+
+def test_a_part_is_not_called_as_what_holds_the_parts() -> None:
+    joint = {"parts": [{"name": "values", "method": "simclr"}]}
+    with pytest.raises(UsageError, match="a part cannot be called values"):
+        check([{"name": "main", "method": "joint", "joint": joint, "readout": {"num_clusters": 4}}])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "jigsaw"},
+        {"method": "joint", "joint": {"parts": [{"name": "one", "method": "deepcluster"}]}},
+    ],
+)
+def test_the_final_clustering_has_no_more_clusters_than_images(values: dict[str, Any]) -> None:
+    parts = values.get("joint", {}).get("parts", [])
+    for part in parts:
+        part["clustering"] = {"num_clusters": 5}
+    stages = [{"name": "main", **values, "clustering": {"num_clusters": 101}}]
+    with pytest.raises(UsageError, match=r"clustering\.num_clusters=101 of 100 images: set readout\.num_clusters"):
+        check(stages)
+    check([{**stages[0], "readout": {"num_clusters": 100}}])
+
+
+def test_scan_from_a_read_out_has_one_head() -> None:
+    with pytest.raises(UsageError, match=r"set scan\.num_heads to 1 \(it is 3\)"):
+        check([SIMCLR, {**SCAN, "scan": {**SCAN["scan"], "num_heads": 3}}])
+
+
+@pytest.mark.parametrize("method", ["scan", "gmm", "pic"])
+def test_restarts_are_of_k_means(method: str) -> None:
+    readout = {"method": method, "num_clusters": 4, "num_restarts": 2}
+    with pytest.raises(UsageError, match=r"readout\.num_restarts=2 compares objectives of k-means"):
+        check([{"name": "main", "method": "simclr", "readout": readout}])
+    check([{"name": "main", "method": "simclr", "readout": {**readout, "method": "hierarchical"}}])
+
+
+def test_a_read_out_by_scan_fits_the_memory() -> None:
+    readout, clustering = {"method": "scan", "num_clusters": 90}, {"num_heads": 2000}
+    with pytest.raises(UsageError, match=r"clustering\.num_heads to at most 1456"):
+        check([{"name": "main", "method": "simclr", "readout": readout, "clustering": clustering}])
+
+
+@pytest.mark.parametrize(
+    ("views", "size"),
+    [
+        ({"crops": [{"count": 2, "image_size": 67, "scale": [0.5, 1]}, {**CROP, "image_size": 131}]}, 131),
+        ({"image_size": 131, "resize": 131}, 131),
+    ],
+)
+def test_fully_connected_layers_see_images_of_one_size(views: dict[str, Any], size: int) -> None:
+    alexnet = {"model": {"name": "alexnet"}, "views": {"image_size": 67, "resize": 67}}
+    stages = [{"name": "main", "method": "swav", "readout": {"num_clusters": 4}}]
+    check(stages, **alexnet)
+    with pytest.raises(UsageError, match=f"^stage main: the network cannot see images of {size} x {size}"):
+        check([{**stages[0], "views": views}], **alexnet)
+    check([{**stages[0], "views": views}])
+
+
+def test_a_crop_may_be_larger_than_what_features_are_cut_out_of() -> None:
+    views = {"image_size": 16, "resize": 16, "crops": [{"count": 2, "image_size": 24, "scale": [0.5, 1]}]}
+    check([{"name": "main", "method": "simclr", "views": views, "readout": {"num_clusters": 4}}])
+
+
+def test_batch_normalisation_gets_more_than_one_image() -> None:
+    train = {"batch_size": 32, "microbatch_size": 1}
+    with pytest.raises(UsageError, match=r"train\.microbatch_size=1: batch normalisation needs at least 2"):
+        check([{"name": "main", "method": "jigsaw", "train": train, "readout": {"num_clusters": 4}}])

@@ -43,15 +43,13 @@ def column(values: list[float]) -> torch.Tensor:
     return torch.tensor(values).view(-1, 1, 1, 1)
 
 
-def test_to_float_normalizes_in_channels_last():
+def test_floats_are_normalised_in_channels_last():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 4, 4, 3)
-    images = to_float(pixels.contiguous(), mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 2.0))
+    images = normalize(to_float(pixels.contiguous()), (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
     assert images.shape == (2, 3, 4, 4)
     assert images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(images[1, :, 2, 3], torch.tensor([-1.0, 0.0, 0.5]), atol=1e-6)
-    twice = normalize(to_float(pixels.contiguous()), (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
-    assert torch.equal(images, twice)
 
 
 @pytest.mark.parametrize(

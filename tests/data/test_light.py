@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dcdist.data.augment import BatchAugmentation, standardize
+from dcdist.data.augment import BatchAugmentation, Normalization, standardize
 from dcdist.data.loader import Batch
-from dcdist.data.preparation import Preparation
+from dcdist.data.preparation import prepare
 from dcdist.data.transforms import View
 
 
@@ -49,7 +49,7 @@ def test_preparation_standardizes_in_place_of_mean_and_deviation() -> None:
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=generator())
     ids = torch.arange(2)
     batch = Batch((pixels,), ids, None, torch.ones(2, dtype=torch.bool), 0, ())
-    preparation = Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), standardize=True)
-    (prepared,) = preparation(batch, (View(size=8),)).views
+    normalization = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), standardize=True)
+    (prepared,) = prepare(batch, (View(size=8, normalization=normalization),)).views
     expected = standardize(pixels.permute(0, 3, 1, 2).float() / 255)
     np.testing.assert_allclose(prepared.numpy(), expected.numpy(), rtol=1e-6)

@@ -111,6 +111,12 @@ def errors_on_main(collectives: Collectives, rank: int) -> None:
 
     with pytest.raises(RunError, match="damaged, says rank 0"):
         collectives.on_main(fail)
+
+    def stumble() -> None:
+        raise ZeroDivisionError(f"a bug on rank {rank}")
+
+    with pytest.raises(RunError if rank else ZeroDivisionError, match="a bug on rank 0"):
+        collectives.on_main(stumble)
     assert collectives.on_main(lambda: "and on") == "and on"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from dcdist.engine.collapse import CollapseWatch
+from dcdist.engine.state_files import flatten, unflatten
 
 
 def watch() -> CollapseWatch:
@@ -46,6 +48,18 @@ def test_sizes_that_become_uneven_are_a_collapse_of_their_head() -> None:
     message = both.clustering(0, fallen, 8)
     assert message is not None
     assert "size entropy is 0.54 of log K, at first it was 1.00" in message
+
+
+def test_what_it_remembers_survives_a_checkpoint() -> None:
+    at_chance, fallen = {"clusters": math.log(100)}, sizes(45, 45, 2, 2, 2, 2, 1, 1)
+    one, other = watch(), watch()
+    assert one.clustering(1, sizes(*[10] * 8), 8) is None
+    assert one.epoch(at_chance, {}, 150) is None
+    flat = flatten(one.state_dict())
+    other.load_state_dict(unflatten(json.loads(json.dumps(flat.tree)), flat.tensors, ()))
+    assert other.state_dict() == one.state_dict()
+    assert "at first it was 1.00" in str(other.clustering(1, fallen, 8))
+    assert "for 2 epochs" in str(other.epoch(at_chance, {}, 50))
 
 
 def test_a_loss_at_log_k_is_a_collapse_in_the_second_epoch_in_a_row() -> None:
