@@ -21,6 +21,13 @@ from dcdist.methods.base import Method
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import has_bfloat16
 
+# Of clusterers that have no choice; the others are made of k-means.
+_FIXED_PLACEMENTS = {
+    "gmm": ("distributed", "rows stay where they are, sums are shared"),
+    "pic": ("distributed", "rows stay where they are, rank 0 holds the graph"),
+    "scan": ("rank0", "heads are trained on all rows"),
+}
+
 
 def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
     """The resolved config and, stage by stage, the memory, steps, placement and checkpoint size it implies.
@@ -69,6 +76,7 @@ def _clustering_lines(
     placement, reason = choose_placement(num_samples, dimensions, clustering.gather_limit_gib, num_processes)
     if clustering.placement != "auto":
         placement, reason = clustering.placement, "clustering.placement says so"
+    placement, reason = _FIXED_PLACEMENTS.get(clustering.method, (placement, reason))
     results_bytes = sum(4 * count * (dimensions + 1) + 8 * num_samples for count in clustering.counts)
     on_rank0 = results_bytes + (4 * num_samples * dimensions if placement == "rank0" else reduced_bytes)
     if not takes_neighbors:

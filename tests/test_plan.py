@@ -58,6 +58,16 @@ def test_a_small_run_by_hand(tmp_path: Path, digits_folder: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("method", "placement"), [("gmm", "distributed"), ("pic", "distributed"), ("scan", "rank0")])
+def test_clusterers_that_have_no_choice(method: str, placement: str, tmp_path: Path, digits_folder: Path) -> None:
+    config = write_config(tmp_path / "config.yaml", experiment(digits_folder, tmp_path / "run"))
+    overrides = [f"clustering.method={method}", "readout.method=kmeans"]
+    lines = describe_plan(load_config(config, overrides), num_processes=2).splitlines()
+    number = next(number for number, line in enumerate(lines) if line.startswith(f"{method:<17} {placement}: "))
+    # As by hand above: 3200 bytes of all rows, or 1600 of rank 0's own, beside the results.
+    assert lines[number + 1].split()[:2] == (["4.12", "KiB"] if placement == "rank0" else ["2.55", "KiB"])
+
+
 def test_the_checkpoint_is_as_large_as_planned(tmp_path: Path, digits_folder: Path) -> None:
     values = experiment(digits_folder, tmp_path / "run")
     values["model"]["width"] = 4.0  # so that the JSON beside the tensors weighs little
