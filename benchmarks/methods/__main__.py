@@ -30,11 +30,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # The order of the lines; what is not named here comes after, by name.
 ORDER = (
     "deepcluster", "deepcluster_gmm", "deepcluster_pic", "deepcluster_v2", "swav", "simclr",
-    "scan", "scan_5_2", "jigsaw", "jigsaw_distractors", "jigsaw_context_tricks", "jigsaw_then_deepcluster", "joint",
-    "flagship",
+    "scan", "scan_5_2", "jigsaw", "jigsaw_distractors", "jigsaw_context_tricks", "pretext_deepcluster",
+    "jigsaw_then_deepcluster", "joint", "flagship",
 )  # fmt: skip
 # A table of their own, beside what is named pretext_*: each alone, one after the other, both at once.
-PRETEXT_EXPERIMENT = ("jigsaw", "deepcluster", "jigsaw_then_deepcluster", "joint")
+PRETEXT_EXPERIMENT = ("jigsaw", "jigsaw_then_deepcluster", "joint")
 PRETEXT = "pretext_"
 
 
