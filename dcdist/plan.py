@@ -6,6 +6,7 @@ Shapes: N images, D raw features, d reduced ones, K clusters.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -22,7 +23,7 @@ from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import has_bfloat16
 
 # Of clusterers that have no choice; the others are made of k-means.
-_FIXED_PLACEMENTS = {
+_FIXED_PLACEMENTS: dict[str, tuple[Literal["rank0", "distributed"], str]] = {
     "gmm": ("distributed", "rows stay where they are, sums are shared"),
     "pic": ("distributed", "rows stay where they are, rank 0 holds the graph"),
     "scan": ("rank0", "heads are trained on all rows"),

@@ -91,6 +91,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         journal.flush()  # refuses a state whose loss is not finite
         shared.save(states, kind)
 
+    recipe = build_readout(stage, shared.devices)
     heldout = HeldOut(shared.heldout_source, images, shared.collectives) if shared.heldout_source else None
     clustering_step, every_num_epochs = build_clustering_step(stage, shared.devices)
     trainer = Trainer(
@@ -116,8 +117,9 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         batch_size=train.batch_size,
         microbatch_size=train.microbatch_size,
         undecodable_is_fatal=shared.config.data.undecodable == "fail",
+        least_usable=1 if method.classifies else recipe.least_rows,
     )
-    return Stage(stage.name, trainer, build_readout(stage, shared.devices), states)
+    return Stage(stage.name, trainer, recipe, states)
 
 
 def _reduction(stage: StageConfig) -> FeatureReduction:

@@ -69,6 +69,11 @@ class GaussianMixture:
     initial: Literal["random", "kmeans++"] = "random"
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
+    @property
+    def least_rows(self) -> int:
+        """See `Clusterer`."""
+        return self.num_clusters
+
     @torch.no_grad()
     def fit(
         self,

@@ -38,6 +38,11 @@ class HierarchicalKMeans:
     kmeans: KMeans
     num_coarse: int | None = None
 
+    @property
+    def least_rows(self) -> int:
+        """See `Clusterer`."""
+        return self.kmeans.least_rows
+
     @torch.no_grad()
     def fit(
         self,

@@ -79,6 +79,11 @@ class KMeans:
     initial: Literal["random", "kmeans++"] = "random"
     devices: tuple[torch.device, ...] = (torch.device("cpu"),)
 
+    @property
+    def least_rows(self) -> int:
+        """See `Clusterer`."""
+        return self.num_clusters
+
     @torch.no_grad()
     def fit(
         self,

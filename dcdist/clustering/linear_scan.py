@@ -73,6 +73,11 @@ class LinearScan:
     learning_rate: float = 1e-2
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
+    @property
+    def least_rows(self) -> int:
+        """See `Clusterer`."""
+        return max(self.num_clusters, self.num_neighbors + 1)
+
     def fit(
         self,
         shard: FeatureShard,

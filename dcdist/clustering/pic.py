@@ -64,6 +64,11 @@ class PowerIterationClustering:
     max_clusters: int = 10_000
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
+    @property
+    def least_rows(self) -> int:
+        """See `Clusterer`."""
+        return self.num_neighbors + 1
+
     @torch.no_grad()
     def fit(
         self,

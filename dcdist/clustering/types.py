@@ -59,6 +59,11 @@ class Clustering:
 class Clusterer(Protocol):
     """Partitions the rows of all ranks."""
 
+    @property
+    def least_rows(self) -> int:
+        """Rows that `fit` needs."""
+        ...
+
     def fit(
         self,
         shard: FeatureShard,

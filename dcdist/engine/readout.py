@@ -99,6 +99,11 @@ class ReadoutRecipe:
     epsilon: float
     num_restarts: int
 
+    @property
+    def least_rows(self) -> int:
+        """Images that it needs."""
+        return max(self.clusterer.least_rows, self.pca_dimensions or 0)
+
     def read_out(
         self,
         readout: Readout,

@@ -69,6 +69,7 @@ class Trainer:
     batch_size: int
     microbatch_size: int
     undecodable_is_fatal: bool
+    least_usable: int  # images that the final clustering needs: fewer are refused now, not after training
 
     def run(self) -> None:
         """All epochs that are left. Raises Preempted or StopRequested at a boundary, with everything saved."""
@@ -156,6 +157,11 @@ class Trainer:
             if self.undecodable_is_fatal:
                 raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
             self.journal.event("undecodable", count=len(named), message=message)
+            if len(self.source) - len(failures) < self.least_usable:
+                raise UsageError(
+                    f"{message}. The final clustering needs {self.least_usable} that do: mend them, or lower "
+                    "readout.num_clusters, readout.pca_dimensions or clustering.num_neighbors"
+                )
 
     def cluster(self, shards: Sequence[FeatureShard], epoch: int) -> Clustering:
         """What the rows of all ranks make; an interrupted clustering is repeated identically."""

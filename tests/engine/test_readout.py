@@ -157,6 +157,8 @@ def test_a_readout_survives_a_checkpoint_whatever_was_there_before(
 class Quarters:
     """Puts rows into the quarter of the circle that they point to; the objective falls with each call, then rises."""
 
+    least_rows = 4
+
     def __init__(self, objectives: list[float]) -> None:
         self.objectives = objectives
         self.draws: list[float] = []

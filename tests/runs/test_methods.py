@@ -195,6 +195,10 @@ def test_an_image_that_does_not_decode_is_left_out_by_methods_that_never_looked_
     assert trained == set(range(40)) - {3, 17}
     code, message = run_to_message(config, ["run.dir=" + str(tmp_path / "fatal"), "data.undecodable=fail"])
     assert (code, "2 of 40 images do not decode: 03.png" in message) == (1, True)
+    few = ["run.dir=" + str(tmp_path / "few"), "readout.num_clusters=39"]
+    code, message = run_to_message(config, few)
+    assert (code, "The final clustering needs 39 that do" in message) == (2, True)
+    assert not list((tmp_path / "few/checkpoints").glob("*")), "nothing was trained"
 
 
 def test_a_stage_that_was_left_cannot_grow(digits_folder: Path, tmp_path: Path) -> None:
