@@ -47,7 +47,6 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
         # A learning rate belongs to its batch size.
         "train": {
             "num_epochs": 1,
-            "steps_per_epoch": 2,
             "batch_size": BATCH_SIZE,
             "microbatch_size": BATCH_SIZE // 2,
             "learning_rate": 0.01,
@@ -64,6 +63,8 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
         if section in values:
             own = values[section]
             small[section] = {**own, **{key: _least(own.get(key), keys[key]) for key in keys if key in own}}
+    if "train" in values:
+        small["train"]["steps_per_epoch"] = 2
     if "clustering" in values:
         counts = values["clustering"].get("num_clusters")
         fewer = [_least(count, 6) for count in counts] if isinstance(counts, list) else _least(counts, 6)
@@ -74,10 +75,8 @@ def _shrink(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _least(value: Any, limit: Any) -> Any:
-    """A number cut down to the limit; null and "auto" stay, except where a length must be given."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return limit if value is None and limit == 2 else value
-    return min(value, limit)
+    """A number cut down to the limit; null and "auto" stay."""
+    return value if isinstance(value, bool) or not isinstance(value, int | float) else min(value, limit)
 
 
 def config_paths(folder: Path) -> list[Path]:

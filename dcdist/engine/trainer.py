@@ -160,7 +160,7 @@ class Trainer:
             if len(self.source) - len(failures) < self.least_usable:
                 raise UsageError(
                     f"{message}. The final clustering needs {self.least_usable} that do: mend them, or lower "
-                    "readout.num_clusters, readout.pca_dimensions or clustering.num_neighbors"
+                    "clustering.num_clusters, features.pca_dimensions (or readout's own) or clustering.num_neighbors"
                 )
 
     def cluster(self, shards: Sequence[FeatureShard], epoch: int) -> Clustering:

@@ -110,7 +110,7 @@ def test_killed_and_started_again_it_goes_on(configs: Path, images: Path) -> Non
     assert row["versions"].keys() >= {"python", "torch"}
     assert row["figures"].keys() == {"knn", "linear", "final", "plain", "whitened", "neighbors"}
     (pixels,) = (row for row in after.values() if row["name"] == "raw pixels")
-    assert (pixels["seed"], pixels["figures"].keys()) == (None, {"knn", "linear", "plain", "whitened"})
+    assert (pixels["seed"], pixels["figures"].keys()) == (None, {"knn", "linear", "plain", "whitened", "neighbors"})
     assert "| simclr | 1\\* |" in second.stdout
 
 

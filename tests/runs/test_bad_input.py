@@ -108,8 +108,13 @@ def test_too_few_images_that_decode(images: Path, tmp_path: Path) -> None:
     spoil(images, NUM_IMAGES - 5)
     config = write_config(tmp_path / "config.yaml", experiment(images, tmp_path / "run"))
     message = refused(config, "features.pca_dimensions=4")
-    assert "clustering.num_clusters=6 needs at least as many images with features, here are 5" in message
+    assert "The final clustering needs 6 that do: mend them, or lower clustering.num_clusters" in message
     message = refused(config, f"run.dir={tmp_path / 'other'}")
+    assert "The final clustering needs 8 that do" in message
+    several = ["readout.num_clusters=2", "readout.pca_dimensions=2", "readout.merge_to=null"]
+    message = refused(config, "features.pca_dimensions=4", *several, f"run.dir={tmp_path / 'several'}")
+    assert "clustering.num_clusters=6 needs at least as many images with features, here are 5" in message
+    message = refused(config, *several, f"run.dir={tmp_path / 'reduced'}")
     assert "features.pca_dimensions=8 needs at least as many images and raw features, here are 5 images" in message
     spoil(images, NUM_IMAGES)
     for method in ("deepcluster", "simclr"):
