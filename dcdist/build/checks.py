@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from dcdist.build.clustering import build_readout
+from dcdist.build.clustering import build_clusterer, build_readout
 from dcdist.build.methods import Samples, build_method, clustering_stage, method_class
 from dcdist.build.views import crop_views, evaluation_view, training_view
 from dcdist.clustering.hierarchical import HierarchicalKMeans
 from dcdist.clustering.kmeans import KMeans
 from dcdist.clustering.linear_scan import LinearScan
 from dcdist.clustering.pic import PowerIterationClustering
+from dcdist.clustering.types import Clusterer
 from dcdist.config.schema import StageConfig
 from dcdist.errors import UsageError
 from dcdist.models.backbone import Backbone
@@ -106,7 +107,8 @@ def _check_features(stage: StageConfig, num_samples: int, num_features: int) -> 
             )
     else:
         for count in clusters.clustering.counts:
-            _check_count("clustering.num_clusters", count, num_samples)
+            clusterer = build_clusterer(clusters.clustering, count, (_CPU,))
+            _check_clusterer(clusterer, "clustering.num_clusters", count, num_samples)
     if not method_class(clusters).clusters_embeddings:
         _check_dimensions("features.pca_dimensions", clusters.features.pca_dimensions, num_samples, num_features)
 
@@ -129,22 +131,23 @@ def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> N
             f"memory of a read-out by scan: set readout.num_clusters, or clustering.num_heads to at most "
             f"{max(1, _MOST_OUTPUTS // clusterer.num_clusters)}"
         )
-    if isinstance(clusterer, LinearScan | PowerIterationClustering) and clusterer.num_neighbors >= num_samples:
-        raise UsageError(
-            f"clustering.num_neighbors={clusterer.num_neighbors} needs more images than that, data.root has "
-            f"{num_samples}: set clustering.num_neighbors to at most {num_samples - 1}"
-        )
-    if stage.readout.num_clusters is not None:
-        _check_count("readout.num_clusters", stage.readout.num_clusters, num_samples)
-    elif max(stage.clustering.counts) > num_samples:
+    count = stage.readout.num_clusters
+    _check_clusterer(clusterer, "readout.num_clusters", count or 1, num_samples)
+    if count is None and clusterer.least_rows > num_samples:
         raise UsageError(
             f"stage {stage.name}: the final clustering would have clustering.num_clusters="
             f"{max(stage.clustering.counts)} of {num_samples} images: set readout.num_clusters"
         )
 
 
-def _check_count(name: str, count: int, num_samples: int) -> None:
-    if count > num_samples:
+def _check_clusterer(clusterer: Clusterer, name: str, count: int, num_samples: int) -> None:
+    finds_count = isinstance(clusterer, PowerIterationClustering)  # `count` only bounds what it finds
+    if isinstance(clusterer, LinearScan | PowerIterationClustering) and clusterer.num_neighbors >= num_samples:
+        raise UsageError(
+            f"clustering.num_neighbors={clusterer.num_neighbors} needs more images than that, data.root has "
+            f"{num_samples}: set clustering.num_neighbors to at most {num_samples - 1}"
+        )
+    if count > num_samples and not finds_count:
         raise UsageError(
             f"{name}={count} needs at least as many images, data.root has {num_samples}: "
             f"set {name} to at most {num_samples}; small data does well with 3 to 10 times its classes"

@@ -167,3 +167,12 @@ def test_batch_normalisation_gets_more_than_one_image() -> None:
     train = {"batch_size": 32, "microbatch_size": 1}
     with pytest.raises(UsageError, match=r"train\.microbatch_size=1: batch normalisation needs at least 2"):
         check([{"name": "main", "method": "jigsaw", "train": train, "readout": {"num_clusters": 4}}])
+
+
+def test_power_iteration_clustering_finds_no_more_clusters_than_there_are_images() -> None:
+    stage = {"name": "main", "method": "deepcluster", "clustering": {"method": "pic", "num_clusters": 3000}}
+    check([stage])
+    with pytest.raises(UsageError, match=r"clustering\.num_clusters=3000 needs at least as many images"):
+        check([{**stage, "clustering": {"num_clusters": 3000}}])
+    with pytest.raises(UsageError, match=r"clustering\.num_neighbors=100 needs more images"):
+        check([{**stage, "clustering": {**stage["clustering"], "num_neighbors": 100}}])  # type: ignore[dict-item]
