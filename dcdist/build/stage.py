@@ -22,7 +22,7 @@ from dcdist.engine.boundary import Boundary
 from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.heldout import HeldOut
 from dcdist.engine.journal import Journal
-from dcdist.engine.optim import Optimizer, Schedule
+from dcdist.engine.optim import Larc, Optimizer, Schedule
 from dcdist.engine.pipeline import RunState, Stage, WriteClustering
 from dcdist.engine.state import MethodState
 from dcdist.engine.trainer import FeatureReduction, Trainer
@@ -70,6 +70,8 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         train.momentum,
         train.weight_decay,
         _schedule(train, steps_per_epoch),
+        Larc(train.larc_trust, train.larc_clip),
+        train.plain_vectors,
     )
     images = build_images(stage, numerics, shared.loader)
     watch = CollapseWatch(method.chance_losses, method.remedy)

@@ -192,10 +192,15 @@ class TrainSection(Section):
     microbatch_size: Positive | Auto = key(
         "auto", "consecutive samples that share batch statistics; auto: batch_size / 8, / 4 or / 2, but at least 32"
     )
-    optimizer: Literal["sgd", "larc", "adamw"] = key("sgd", "of the backbone and of the heads; larc is SGD with LARC")
+    optimizer: Literal["sgd", "larc", "adam", "adamw"] = key("sgd", "of backbone and heads; larc is SGD with LARC")
+    larc_trust: PositiveFloat = key(1e-3, "LARC's update of a layer, as a share of its weights' norm, at rate 1")
+    larc_clip: bool = key(
+        False, "LARC never updates by more than SGD; larc_trust then bounds the share whatever the rate"
+    )
+    plain_vectors: bool = key(False, "biases and batch normalisation have neither weight decay nor LARC")
     learning_rate: PositiveFloat = key(0.05, "of the backbone, before the schedule")
     momentum: Fraction = key(0.9, "SGD's")
-    weight_decay: NonNegativeFloat = key(1e-5, "L2 for SGD, decoupled for AdamW")
+    weight_decay: NonNegativeFloat = key(1e-5, "L2 for SGD and Adam, decoupled for AdamW")
     schedule: Literal["constant", "cosine", "steps"] = key("constant", "of the learning rate")
     warmup_steps: NonNegative = key(0, "linear, from warmup_ratio of the learning rate")
     warmup_ratio: Fraction = key(0.0, "where the warmup starts, as a share of the learning rate")

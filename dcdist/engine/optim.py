@@ -47,16 +47,49 @@ class Schedule:
         return self.learning_rate
 
 
+@dataclass(frozen=True)
+class Larc:
+    """Layer-wise adaptive rate scaling (LARS, You, Gitman and Ginsburg, 2017), by default as SwAV is trained with.
+
+    Args:
+        trust: a layer's update is this share of its weights' norm, times the learning rate.
+        clip: and at most what SGD would do, in which case `trust` alone bounds the share.
+    """
+
+    trust: float = 1e-3
+    clip: bool = False
+
+    @torch.no_grad()
+    def adapt(self, parameters: list[nn.Parameter], weight_decay: float, learning_rate: float) -> None:
+        """Scales each gradient by trust * |w| / (|g| + weight_decay * |w|), weight decay added before, in place.
+
+        Parameters or gradients of zeros are left as they are.
+        """
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
+            rate = self.trust * weight_norm / (gradient_norm + weight_decay * weight_norm + 1e-8)
+            if self.clip:
+                rate = (rate / learning_rate).clamp(max=1.0)
+            adapts = (weight_norm > 0) & (gradient_norm > 0)
+            adapted = (parameter.grad + weight_decay * parameter) * rate
+            parameter.grad.copy_(torch.where(adapts, adapted, parameter.grad))
+
+
 class Optimizer:
-    """SGD, SGD with LARC, or AdamW over a method's parameter groups.
+    """SGD, SGD with LARC, Adam or AdamW over a method's parameter groups.
 
     Args:
         groups: as Method.parameter_groups gives them.
         names: parameter -> name, for the state.
-        kind: "sgd", "larc" or "adamw".
+        kind: "sgd", "larc", "adam" or "adamw".
         momentum: of SGD, where a group has none of its own.
-        weight_decay: L2 for SGD, decoupled for AdamW.
+        weight_decay: L2 for SGD and Adam, decoupled for AdamW.
         schedule: learning rate of each step; a group's "learning_rate_scale" multiplies it.
+        larc: how "larc" adapts.
+        plain_vectors: parameters of one dimension, which are biases and batch normalisation's, have neither weight
+            decay nor LARC.
     """
 
     def __init__(
@@ -67,35 +100,44 @@ class Optimizer:
         momentum: float,
         weight_decay: float,
         schedule: Schedule,
+        larc: Larc = Larc(),  # noqa: B008
+        plain_vectors: bool = False,
     ) -> None:
         self._names = names
         self._schedule = schedule
+        self._kind = kind
+        self._larc = larc
+        self._weight_decay = weight_decay
+        groups = [part for group in groups for part in (_by_shape(group) if plain_vectors else [group])]
         self._scales = [group.get("learning_rate_scale", 1.0) for group in groups]
         self._frozen_steps = [group.get("frozen_steps", 0) for group in groups]
-        self._larc_weight_decay = weight_decay if kind == "larc" else None
-        plain = [{"params": group["params"]} for group in groups]
+        self._plain = [group.get("plain", False) for group in groups]
+        own = [{"params": group["params"]} for group in groups]
+        for target, plain in zip(own, self._plain, strict=True):
+            target["weight_decay"] = 0.0 if plain or kind == "larc" else weight_decay
         self._optimizer: torch.optim.Optimizer
         if kind == "adamw":
-            self._optimizer = torch.optim.AdamW(plain, lr=schedule.learning_rate, weight_decay=weight_decay)
+            self._optimizer = torch.optim.AdamW(own, lr=schedule.learning_rate)
+        elif kind == "adam":
+            self._optimizer = torch.optim.Adam(own, lr=schedule.learning_rate)
         else:
-            for target, group in zip(plain, groups, strict=True):
+            for target, group in zip(own, groups, strict=True):
                 target["momentum"] = group.get("momentum", momentum)
-            inside = 0.0 if kind == "larc" else weight_decay
-            self._optimizer = torch.optim.SGD(plain, lr=schedule.learning_rate, weight_decay=inside)
+            self._optimizer = torch.optim.SGD(own, lr=schedule.learning_rate)
 
     def step(self, step_in_stage: int, skip: bool = False) -> float:
         """One update from the gradients, which are then cleared, or none. Returns the learning rate before scales."""
         learning_rate = self._schedule.at(step_in_stage)
         if skip:
             return learning_rate
-        groups = zip(self._optimizer.param_groups, self._scales, self._frozen_steps, strict=True)
-        for group, scale, frozen_steps in groups:
+        groups = zip(self._optimizer.param_groups, self._scales, self._frozen_steps, self._plain, strict=True)
+        for group, scale, frozen_steps, plain in groups:
             group["lr"] = learning_rate * scale
             if step_in_stage < frozen_steps:
                 for parameter in group["params"]:
                     parameter.grad = None  # without a gradient nothing moves: neither weight decay nor momentum
-            elif self._larc_weight_decay is not None:
-                adapt_gradients(group["params"], self._larc_weight_decay)
+            elif self._kind == "larc" and not plain:
+                self._larc.adapt(group["params"], self._weight_decay, group["lr"])
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return learning_rate
@@ -122,18 +164,9 @@ class Optimizer:
             }
 
 
-@torch.no_grad()
-def adapt_gradients(parameters: list[nn.Parameter], weight_decay: float, trust: float = 1e-3) -> None:
-    """Scales each gradient by trust * |w| / (|g| + weight_decay * |w|), weight decay added before, in place.
-
-    Layer-wise adaptive rate scaling (LARS, You, Gitman and Ginsburg, 2017), in the form without clipping that SwAV is
-    trained with. Parameters or gradients of zeros are left as they are.
-    """
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
-        rate = trust * weight_norm / (gradient_norm + weight_decay * weight_norm + 1e-8)
-        adapts = (weight_norm > 0) & (gradient_norm > 0)
-        adapted = (parameter.grad + weight_decay * parameter) * rate
-        parameter.grad.copy_(torch.where(adapts, adapted, parameter.grad))
+def _by_shape(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group as two: what has more dimensions than one, and the vectors, which are plain."""
+    parameters = list(group["params"])
+    matrices = {**group, "params": [parameter for parameter in parameters if parameter.ndim > 1]}
+    vectors = {**group, "params": [parameter for parameter in parameters if parameter.ndim <= 1], "plain": True}
+    return [part for part in (matrices, vectors) if part["params"]]

@@ -95,7 +95,7 @@ class SelfLabel(Method):
     def losses(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Cross-entropy of the strong views of the confident images; nothing to learn in a step that has none."""
         confidences, labels = outputs.weak.softmax(1).max(1)
-        confident = confidences > self.threshold
+        confident = ~(confidences <= self.threshold)  # nan is: what a broken network says must not look like silence
         if not confident.any():
             return {}
         labels = labels[confident]

@@ -97,7 +97,10 @@ class Swav(Method):
     def forward(self, microbatch: Microbatch) -> Outputs:
         (batch,) = microbatch.values()
         embeddings = embed_views(self.backbone, self.projector, batch.views)
-        return Outputs(embeddings[:, :NUM_CODE_VIEWS].detach(), self.prototypes(embeddings).float())
+        # In bf16 neighbouring cosines near 1 lie 0.004 apart, which Sinkhorn divides by epsilon.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            scores = self.prototypes(embeddings.float())
+        return Outputs(embeddings[:, :NUM_CODE_VIEWS].detach(), scores)
 
     def losses(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Cross-entropy of each code with the predictions of all other views (equation 2, over several crops)."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
-from dcdist.data.strong import StrongAugmentation
+from dcdist.data.strong import StrongAugmentation, operations
 from dcdist.data.transforms import View
 
 GREY = 128
@@ -97,6 +98,50 @@ def test_operations_of_both_kinds_are_drawn_at_all_strengths(pixels):
     assert 0.05 < unchanged < 0.5  # the identity is one of 14, and some others change nothing when they are weak
     assert max(distances) > 40
     assert len({round(distance, 3) for distance in distances}) > 60
+
+
+def test_the_fourteen_operations_by_hand():
+    table = operations()
+    assert len(table) == 14
+    image = torch.arange(3 * 20 * 20).reshape(3, 20, 20).remainder(251).to(torch.uint8)
+
+    def at(name: str, strength: float) -> torch.Tensor:
+        apply, least, most = table[name]
+        assert least <= strength <= most, name
+        return apply(image, strength)
+
+    assert torch.equal(at("identity", 0.0), image)
+    right = at("move across", 0.1)  # two of twenty pixels
+    assert torch.equal(right[:, :, 2:], image[:, :, :-2])
+    assert bool((right[:, :, :2] == 0).all())
+    assert torch.equal(at("move down", -0.1)[:, :-2], image[:, 2:])
+    for name in ("rotate", "shear across", "shear down"):
+        assert torch.equal(at(name, 0.0), image)
+    assert torch.equal(at("brightness", 0.5), (image / 2).to(torch.uint8))
+    assert torch.equal(at("posterize", 4.5), image & 0b11110000)
+    assert torch.equal(at("solarize", 128.0), torch.where(image >= 128, 255 - image, image))
+    for name, quantity in (("contrast", image.float().std()), ("color", image.float().std(0).mean())):
+        less = at(name, 0.05).float()
+        assert float(less.std() if name == "contrast" else less.std(0).mean()) < 0.2 * float(quantity)
+    stretched = at("autocontrast", 0.0).float()
+    for channel, before in zip(stretched, image.float(), strict=True):
+        expected = (before - before.min()) * 255 / (before.max() - before.min())
+        assert (channel - expected).abs().max() <= 1
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    equalized = torch.from_numpy(np.array(ImageOps.equalize(picture))).permute(2, 0, 1)
+    assert torch.equal(at("equalize", 0.0), equalized)
+    blurred = at("sharpness", 0.05)[0, 1:-1, 1:-1].float()
+    assert float(blurred.diff().abs().sum()) < float(image[0, 1:-1, 1:-1].float().diff().abs().sum())
+
+
+def test_no_operation_makes_an_image_brighter_than_it_could_be_or_moves_it_by_more_than_a_tenth():
+    spot = torch.zeros(40, 40, 3, dtype=torch.uint8)
+    spot[20, 20] = 200
+    for seed in range(300):
+        found = StrongAugmentation(1, 0)(spot, seed)
+        bright = torch.nonzero(found.amax(2) > 60)  # solarising turns black into white: then all of it is
+        if 0 < len(bright) < 800:
+            assert (bright - 20).abs().max() <= 5, "moved by at most 4, turned or sheared by less than a pixel"
 
 
 def test_a_view_applies_it_after_the_crop_and_the_flip_to_each_image_by_its_own_seed(make_pixels):

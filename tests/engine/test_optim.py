@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcdist.engine.optim import Optimizer, Schedule, adapt_gradients
+from dcdist.engine.optim import Larc, Optimizer, Schedule
 from dcdist.engine.state_files import flatten, unflatten
 
 CONSTANT = Schedule(0.1, "constant", 0, 100)
@@ -22,10 +22,14 @@ def network() -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
 
 
-def optimizer(module: nn.Sequential, kind: str, schedule: Schedule = CONSTANT, **head: Any) -> Optimizer:
+def optimizer(
+    module: nn.Sequential, kind: str, schedule: Schedule = CONSTANT, plain_vectors: bool = False, **head: Any
+) -> Optimizer:
     groups = [{"params": list(module[0].parameters())}, {"params": list(module[2].parameters()), **head}]
     names = {parameter: name for name, parameter in module.named_parameters()}
-    return Optimizer(groups, names, kind, momentum=0.9, weight_decay=0.01, schedule=schedule)
+    return Optimizer(
+        groups, names, kind, momentum=0.9, weight_decay=0.01, schedule=schedule, plain_vectors=plain_vectors
+    )
 
 
 def backward(module: nn.Sequential, step: int) -> None:
@@ -45,7 +49,7 @@ def assert_equal(one: nn.Module, other: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("schedule", [CONSTANT, Schedule(0.1, "cosine", 3, 12)])
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 def test_agrees_with_torch(kind: str, schedule: Schedule) -> None:
     ours, theirs = network(), network()
     trained = optimizer(ours, kind, schedule, learning_rate_scale=10.0, momentum=0.0)
@@ -54,7 +58,7 @@ def test_agrees_with_torch(kind: str, schedule: Schedule) -> None:
         groups[1]["momentum"] = 0.0
         plain: torch.optim.Optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
     else:
-        plain = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.01)
+        plain = (torch.optim.Adam if kind == "adam" else torch.optim.AdamW)(groups, lr=0.1, weight_decay=0.01)
     for step in range(8):
         backward(ours, step)
         assert trained.step(step) == schedule.at(step)
@@ -186,17 +190,49 @@ def test_larc_scales_each_gradient_by_hand() -> None:
     first = parameter([3.0, 4.0], [1.2, 1.6])
     # |w| = 13, |g| = 26: the rate is 0.013 / 27.3.
     second = parameter([5.0, 12.0], [-10.0, 24.0])
-    adapt_gradients([first, second], weight_decay=0.1)
+    Larc().adapt([first, second], weight_decay=0.1, learning_rate=1.0)
     assert first.grad is not None
     assert first.grad.tolist() == pytest.approx([0.002 * 1.5, 0.002 * 2.0], rel=1e-6)
     assert second.grad is not None
     assert second.grad.tolist() == pytest.approx([0.013 / 27.3 * -9.5, 0.013 / 27.3 * 25.2], rel=1e-6)
 
 
+def test_larc_that_clips_never_updates_by_more_than_sgd_by_hand() -> None:
+    # |w| = 5, |g| = 2: the share is 0.02 * 5 / 2.5 = 0.04, at a learning rate of 0.6 a fifteenth of SGD's.
+    small = parameter([3.0, 4.0], [1.2, 1.6])
+    Larc(trust=0.02, clip=True).adapt([small], weight_decay=0.1, learning_rate=0.6)
+    assert small.grad is not None
+    assert small.grad.tolist() == pytest.approx([1.5 / 15, 2.0 / 15], rel=1e-6)
+    # At 0.01 SGD is the smaller one: the gradient with its decay.
+    clipped = parameter([3.0, 4.0], [1.2, 1.6])
+    Larc(trust=0.02, clip=True).adapt([clipped], weight_decay=0.1, learning_rate=0.01)
+    assert clipped.grad is not None
+    assert clipped.grad.tolist() == pytest.approx([1.5, 2.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "larc", "adam", "adamw"])
+def test_plain_vectors_have_neither_weight_decay_nor_larc(kind: str) -> None:
+    def after_one_step(plain_vectors: bool, weight_decay: float, by: str = kind) -> nn.Sequential:
+        module = network()
+        for one in (0, 2):
+            nn.init.constant_(module[one].bias, 0.5)
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        groups = [{"params": list(module.parameters()), "learning_rate_scale": 2.0}]
+        train(module, Optimizer(groups, names, by, 0.9, weight_decay, CONSTANT, plain_vectors=plain_vectors), range(1))
+        return module
+
+    found, decayed = after_one_step(True, 0.3), after_one_step(False, 0.3)
+    undecayed = after_one_step(False, 0.0, "sgd" if kind == "larc" else kind)
+    for one in (0, 2):
+        assert torch.equal(found[one].weight, decayed[one].weight)
+        assert torch.equal(found[one].bias, undecayed[one].bias)
+        assert not torch.equal(found[one].bias, decayed[one].bias)
+
+
 def test_larc_leaves_zeros_as_they_are() -> None:
     zero_weight, zero_gradient = parameter([0.0, 0.0], [3.0, 4.0]), parameter([3.0, 4.0], [0.0, 0.0])
     without = parameter([1.0, 1.0], None)
-    adapt_gradients([zero_weight, zero_gradient, without], weight_decay=0.1)
+    Larc().adapt([zero_weight, zero_gradient, without], weight_decay=0.1, learning_rate=1.0)
     assert zero_weight.grad is not None
     assert zero_weight.grad.tolist() == [3.0, 4.0]
     assert zero_gradient.grad is not None

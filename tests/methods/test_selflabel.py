@@ -49,6 +49,11 @@ def test_class_balancing_weighs_by_the_number_of_confident_images_over_that_of_t
     assert loss == pytest.approx(float(weighted), rel=1e-6)
 
 
+def test_a_network_of_nan_is_an_error_and_no_empty_confident_set() -> None:
+    broken = torch.full((5, 2), math.nan)
+    assert math.isnan(loss_of(Outputs(broken, broken)))
+
+
 def test_classes_that_nobody_is_confident_of_change_nothing() -> None:
     weak = torch.cat([WEAK, torch.full((5, 2), -50.0)], dim=1)
     strong = torch.cat([STRONG, torch.full((5, 2), -50.0)], dim=1)
