@@ -100,7 +100,7 @@ class Optimizer:
         momentum: float,
         weight_decay: float,
         schedule: Schedule,
-        larc: Larc = Larc(),  # noqa: B008
+        larc: Larc = Larc(),
         plain_vectors: bool = False,
     ) -> None:
         self._names = names
