@@ -79,8 +79,8 @@ def _git_state() -> dict[str, Any] | None:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        changed = subprocess.run(  # of the package: what else lies in the checkout does not decide what a run does
+            ["git", "status", "--porcelain", "."], cwd=folder, capture_output=True, text=True, timeout=10, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None

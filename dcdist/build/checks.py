@@ -19,7 +19,7 @@ from dcdist.errors import UsageError
 from dcdist.models.backbone import Backbone
 
 _CPU = torch.device("cpu")
-_MOST_OUTPUTS = 2**17  # of all heads of a read-out by scan: 0.5 GiB for each of some six tensors of a step's rows
+_MOST_OUTPUTS = 2**17  # of all heads of clustering by scan: 0.5 GiB for each of some six tensors of a step's rows
 
 
 def check_stages(stages: Sequence[StageConfig], num_samples: int, backbone: Backbone, world_size: int) -> None:
@@ -125,12 +125,6 @@ def _check_readout(stage: StageConfig, num_samples: int, num_features: int) -> N
             f"stage {stage.name}: readout.num_restarts={recipe.num_restarts} compares objectives of k-means, which are "
             "not what this read-out minimises: set it to 1 (scan has clustering.num_heads starts)"
         )
-    if isinstance(clusterer, LinearScan) and clusterer.num_heads * clusterer.num_clusters > _MOST_OUTPUTS:
-        raise UsageError(
-            f"stage {stage.name}: {clusterer.num_heads} heads of {clusterer.num_clusters} clusters do not fit the "
-            f"memory of a read-out by scan: set readout.num_clusters, or clustering.num_heads to at most "
-            f"{max(1, _MOST_OUTPUTS // clusterer.num_clusters)}"
-        )
     count = stage.readout.num_clusters
     _check_clusterer(clusterer, "readout.num_clusters", count or 1, num_samples)
     if count is None and clusterer.least_rows > num_samples:
@@ -146,6 +140,11 @@ def _check_clusterer(clusterer: Clusterer, name: str, count: int, num_samples: i
         raise UsageError(
             f"clustering.num_neighbors={clusterer.num_neighbors} needs more images than that, data.root has "
             f"{num_samples}: set clustering.num_neighbors to at most {num_samples - 1}"
+        )
+    if isinstance(clusterer, LinearScan) and clusterer.num_heads * clusterer.num_clusters > _MOST_OUTPUTS:
+        raise UsageError(
+            f"{clusterer.num_heads} heads of {clusterer.num_clusters} clusters do not fit the memory of clustering by "
+            f"scan: set {name}, or clustering.num_heads to at most {max(1, _MOST_OUTPUTS // clusterer.num_clusters)}"
         )
     if count > num_samples and not finds_count:
         raise UsageError(

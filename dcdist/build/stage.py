@@ -85,7 +85,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         watch,
         stop_at_collapse=train.on_collapse == "stop",
     )
-    states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer, "collapse": watch}
+    states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer, "journal": journal}
     if method.bank is not None:
         states["bank"] = method.bank
 

@@ -58,11 +58,13 @@ def operations() -> dict[str, tuple[Operation, float, float]]:
 
     def moved(image: torch.Tensor, across: float, down: float) -> torch.Tensor:
         side = image.shape[-1]
-        return functional.affine(image, 0.0, [round(across * side), round(down * side)], 1.0, [0.0, 0.0])
+        found: torch.Tensor = functional.affine(image, 0.0, [round(across * side), round(down * side)], 1.0, [0.0, 0.0])
+        return found
 
     def sheared(image: torch.Tensor, across: float, down: float) -> torch.Tensor:
         degrees = [math.degrees(math.atan(across)), math.degrees(math.atan(down))]
-        return functional.affine(image, 0.0, [0, 0], 1.0, degrees)
+        found: torch.Tensor = functional.affine(image, 0.0, [0, 0], 1.0, degrees)
+        return found
 
     return {
         "identity": (lambda image, _: image, 0.0, 0.0),

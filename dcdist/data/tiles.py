@@ -19,10 +19,11 @@ _FLAT_VARIANCE = 1e-4  # of colours in 0..1: the noise of a tile without contras
 
 @dataclass(frozen=True)
 class Tiles:
-    """Cuts a tile out of each of 3 x 3 cells, so that tiles do not touch (Noroozi and Favaro, ECCV 2016).
+    """Cuts a tile out of each of 3 x 3 cells (Noroozi and Favaro, ECCV 2016).
 
-    A cell's side is a third of the image's, rounded down. Between tiles there is a gap, of random width where tiles are
-    jittered each by itself: edges that go on in the next tile would solve a puzzle without a look at what it shows.
+    A cell's side is a third of the image's, rounded down. Between tiles there is a gap, on average as wide as a cell is
+    wider than a tile; where tiles are jittered each by itself, two of them may now and then touch. Edges that go on in
+    the next tile would solve a puzzle without a look at what it shows.
     The yoked jitter and the aperture are those of Mundhenk et al., CVPR 2018; their yoked resize is the view's zoom or
     random crop, which all tiles of an image have in common.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdist.methods.base import USAGE
+from dcdist.methods.base import SKIPPED, USAGE
 from dcdist.metrics.cluster_metrics import cluster_sizes, size_entropy_ratio, size_max_ratio
 
 _LEAST_ENTROPY_RATIO = 0.5
@@ -51,6 +51,8 @@ class CollapseWatch:
         sizes = cluster_sizes(assignments, num_clusters)
         ratio, largest = size_entropy_ratio(sizes), size_max_ratio(sizes)
         first = self._first_entropy_ratio.setdefault(str(head), float(ratio))
+        if num_clusters == 1:
+            return self._message(f"all images are in the one cluster that head {head} has")
         if largest > _LARGEST_SHARE and num_clusters > _FEW_CLUSTERS:
             return self._message(f"one of the {num_clusters} clusters of head {head} holds {largest:.0%} of the images")
         if ratio < _LEAST_ENTROPY_RATIO or ratio < first - _LARGEST_FALL:
@@ -62,18 +64,21 @@ class CollapseWatch:
 
     def epoch(self, losses: Mapping[str, float], figures: Mapping[str, float], num_steps: int) -> str | None:
         """What is wrong with an epoch's mean losses and figures, with the remedy; None where nothing is."""
+        chances = self.chance_losses()
+        for name, chance in chances.items():
+            at_chance = name in losses and abs(losses[name] - chance) <= _AT_CHANCE * chance
+            epochs, steps = self._at_chance.get(name, (0, 0))
+            self._at_chance[name] = (epochs + 1, steps + num_steps) if at_chance else (0, 0)
+        if any(value == 1.0 for name, value in figures.items() if name.endswith(SKIPPED)):
+            return self._message("no step of the epoch had an image that was sure enough to learn from")
         usage = min((value for name, value in figures.items() if name.endswith(USAGE)), default=1.0)
         if usage < _LEAST_ENTROPY_RATIO:
             return self._message(f"few clusters are used: the entropy of the mean assignment is {usage:.2f} of log K")
-        for name, chance in self.chance_losses().items():
-            at_chance = name in losses and abs(losses[name] - chance) <= _AT_CHANCE * chance
-            epochs, steps = self._at_chance.get(name, (0, 0))
-            epochs, steps = (epochs + 1, steps + num_steps) if at_chance else (0, 0)
-            self._at_chance[name] = epochs, steps
+        for name, (epochs, steps) in self._at_chance.items():
             if epochs >= _EPOCHS_AT_CHANCE and steps >= _STEPS_AT_CHANCE:
                 return self._message(
                     f"the loss {name!r} has stayed at {losses[name]:.3f}, what a network that says nothing gets "
-                    f"({chance:.3f}), for {epochs} epochs"
+                    f"({chances[name]:.3f}), for {epochs} epochs"
                 )
         return None
 

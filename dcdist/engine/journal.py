@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,24 @@ class Journal:
         if self._progress.step % self._every_num_steps == 0:
             self.flush()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The means of the epoch so far, and what the watch remembers: what is said of an epoch covers all of it."""
+        epoch = self._epoch
+        return {
+            "losses": epoch.losses,
+            "figures": epoch.figures,
+            "counts": epoch.counts,
+            "num_steps": epoch.num_steps + epoch.num_earlier_steps,
+            "collapse": self._collapse.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, after a flush."""
+        self._epoch = _Window()
+        self._epoch.losses, self._epoch.figures = dict(state["losses"]), dict(state["figures"])
+        self._epoch.counts, self._epoch.num_earlier_steps = dict(state["counts"]), state["num_steps"]
+        self._collapse.load_state_dict(state["collapse"])
+
     def flush(self) -> None:
         """Reduces and records the steps since the last record. Collective.
 
@@ -154,6 +172,23 @@ class Journal:
                 values["num_merged"] = head.num_merged
             self._record("clustering", **values)
 
+    def stage_done(self, final: Clustering, labels: np.ndarray | None) -> None:
+        """Records the end of a stage, with the balance of its final clustering."""
+        if self._collectives.is_main:
+            (head,) = final.heads
+            values = clustering_record(
+                head=0,
+                assignments=head.assignments.numpy(),
+                num_clusters=head.num_clusters,
+                previous_assignments=None,
+                targets=labels,
+                num_empty_repaired=head.num_empty_repaired,
+                objective=head.objective,
+                iterations=head.num_iterations,
+                seconds=head.seconds,
+            )
+            self.event("stage_done", **values)
+
     def epoch(self, heldout_loss: float | None) -> None:
         """Records the end of an epoch. Collective."""
         self.flush()
@@ -172,10 +207,9 @@ class Journal:
         if epoch.figures:
             values["figures"] = epoch.mean(epoch.figures)
         self._record("epoch", **values)
+        num_steps = epoch.num_steps + epoch.num_earlier_steps
         collapsing = (
-            self._collapse.epoch(epoch.mean(epoch.losses), epoch.mean(epoch.figures), epoch.num_steps)
-            if epoch.num_steps
-            else None
+            self._collapse.epoch(epoch.mean(epoch.losses), epoch.mean(epoch.figures), num_steps) if num_steps else None
         )
         if collapsing:
             self._say_collapse(collapsing)
@@ -210,6 +244,7 @@ class _Window:
         self.figures: dict[str, Any] = {}
         self.counts: dict[str, int] = {}  # steps that had this loss or figure: a step may have nothing to learn from
         self.num_steps = 0
+        self.num_earlier_steps = 0  # of the epoch, before this attempt; no speed is theirs
         self.waited = 0.0
         self.learning_rate = 0.0
         self._began: float | None = None

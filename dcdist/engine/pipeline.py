@@ -94,6 +94,6 @@ def run_stage(stage: Stage, state: RunState, write_clustering: WriteClustering) 
                 trainer.boundary.between_steps,
             )
         write_clustering(stage.name, "final", final)
-        trainer.journal.event("stage_done", num_clusters=state.readout.num_clusters)
+        trainer.journal.stage_done(final, trainer.source.labels)
         state.progress.stage_done = True
         trainer.save("final")

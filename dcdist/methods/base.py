@@ -23,7 +23,7 @@ from dcdist.distributed.seeding import numpy_generator
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier, Embedder
 
-USAGE = "usage_entropy_ratio"  # a figure that is watched for collapse
+USAGE, SKIPPED = "usage_entropy_ratio", "skipped_ratio"  # figures that are watched for collapse
 Microbatch = Mapping[str, Batch]  # a batch of each stream
 
 

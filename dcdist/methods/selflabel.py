@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
-from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, usage_entropy_ratio
+from dcdist.methods.base import SKIPPED, EpochLength, EpochPlan, Method, Microbatch, Stream, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
 from dcdist.models.heads import Classifier, LinearHeads
 from dcdist.models.statistics import frozen_statistics
@@ -44,7 +44,10 @@ class SelfLabel(Method):
 
     couples_samples = True
     classifies = True
-    remedy = "a higher selflabel.threshold, selflabel.class_balancing, or fewer epochs"
+    remedy = (
+        "another selflabel.threshold (lower where no image is sure enough, higher where classes vanish), "
+        "selflabel.class_balancing, or fewer epochs"
+    )
 
     def __init__(
         self,
@@ -125,6 +128,6 @@ class SelfLabel(Method):
         confident = (probabilities.amax(1) > self.threshold).float().mean()
         return {
             "confident_ratio": confident,
-            "skipped_ratio": (confident == 0).float(),
+            SKIPPED: (confident == 0).float(),
             **usage_entropy_ratio(probabilities),
         }

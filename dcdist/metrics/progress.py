@@ -165,7 +165,9 @@ def describe_record(record: Mapping[str, Any]) -> str | None:
         began_from = record["began_from"]
         return f"attempt {record['attempt']} " + (f"goes on from {began_from}" if began_from else "begins")
     if kind == "event" and record["event"] == "stage_done":
-        return f"{record['stage']} done: {record['num_clusters']} final clusters"
+        text = f"{record['stage']} done: {record['num_clusters']} final clusters, size entropy "
+        text += f"{record['size_entropy_ratio']:.3f}, largest {record['size_max_ratio']:.1%}"
+        return text + (f", NMI labels {record['nmi_targets']:.3f}" if "nmi_targets" in record else "")
     if kind == "event" and record["event"] not in _QUIET_EVENTS:
         if "message" in record:
             return f"{where}: {record['message']}"

@@ -142,6 +142,13 @@ def test_a_read_out_by_scan_fits_the_memory() -> None:
         check([{"name": "main", "method": "simclr", "readout": readout, "clustering": clustering}])
 
 
+def test_clustering_by_scan_in_every_epoch_fits_the_memory_too() -> None:
+    clustering = {"method": "scan", "num_clusters": 90, "num_heads": 2000}
+    stage = {"name": "main", "method": "deepcluster", "clustering": clustering, "readout": {"method": "kmeans"}}
+    with pytest.raises(UsageError, match=r"clustering\.num_clusters, or clustering\.num_heads to at most 1456"):
+        check([stage])
+
+
 @pytest.mark.parametrize(
     ("views", "size"),
     [

@@ -119,7 +119,7 @@ def test_everything_wrong_is_said_at_once_a_line_a_key(write) -> None:
         "train.num_epochs=0: Input should be greater than or equal to 1",
         "train.microbatch_size='half': Input should be a valid integer, unable to parse string as an integer"
         " or Input should be 'auto'",
-        "train.optimizer='sdg': Input should be 'sgd', 'larc' or 'adamw'",
+        "train.optimizer='sdg': Input should be 'sgd', 'larc', 'adam' or 'adamw'",
     ]
 
 

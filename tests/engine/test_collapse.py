@@ -94,3 +94,26 @@ def test_a_loss_at_log_k_after_a_few_steps_is_a_beginner() -> None:
     one = watch()
     at_chance = {"clusters": math.log(100)}
     assert [one.epoch(at_chance, {}, 30) is None for _ in range(7)] == [True] * 6 + [False]
+
+
+def test_one_cluster_alone_is_a_collapse_though_nothing_is_unequal() -> None:
+    found = watch()
+    assert found.clustering(0, sizes(*[10] * 20), 20) is None
+    message = found.clustering(0, sizes(200), 1)
+    assert message is not None
+    assert "all images are in the one cluster" in message
+
+
+def test_an_epoch_in_which_no_image_was_sure_is_said() -> None:
+    found = watch()
+    assert found.epoch({"labels": 0.4}, {"skipped_ratio": 0.98}, 10) is None
+    message = found.epoch({}, {"part/skipped_ratio": 1.0}, 10)
+    assert message is not None
+    assert "sure enough to learn from" in message
+
+
+def test_an_epoch_of_another_symptom_counts_as_one_at_chance_too() -> None:
+    found = watch()
+    at_chance = {"clusters": math.log(100)}
+    assert "few clusters are used" in str(found.epoch(at_chance, {"usage_entropy_ratio": 0.1}, 120))
+    assert "for 2 epochs" in str(found.epoch(at_chance, {}, 120))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,3 +161,48 @@ def test_a_step_that_had_nothing_to_learn_from_dilutes_no_loss(kept: Kept, clock
     log.epoch(heldout_loss=None)
     assert (kept.records[1]["loss"], kept.records[1]["losses"]) == (None, {})
     assert kept.records[2]["loss"] == 2.0
+
+
+def test_an_epoch_that_was_interrupted_is_judged_and_recorded_as_a_whole(kept: Kept, clock: Clock) -> None:
+    before, progress = journal(kept)
+    for loss in (3.0, 9.0, 6.0):
+        one_step(before, progress, clock, 0.0, 1.0, loss)
+    before.flush()  # as a checkpoint does
+    state = json.loads(json.dumps(before.state_dict()))
+    after, progress = journal(kept)
+    after.load_state_dict(state)
+    with after.phase("train"):
+        one_step(after, progress, clock, 0.5, 1.5, 30.0)
+    after.epoch(heldout_loss=None)
+    record = kept.records[-1]
+    assert record["loss"] == (1.0 + 3.0 + 2.0 + 10.0) / 4
+    assert (record["samples_per_second"], record["data_wait_ratio"]) == (30.0, 0.25), "speed is of this attempt"
+    assert after.state_dict()["num_steps"] == 0
+
+
+def test_a_collapse_is_found_in_the_same_epoch_whether_or_not_the_run_was_interrupted(kept: Kept, clock: Clock) -> None:
+    # 2 epochs of 120 steps at chance are enough, the last 20 steps of the second one alone are not.
+    log, progress = journal(kept, stop_at_collapse=True)
+    for _ in range(120):
+        one_step(log, progress, clock, 0.0, 1.0, 3 * math.log(10))
+    log.epoch(heldout_loss=None)
+    for _ in range(100):
+        one_step(log, progress, clock, 0.0, 1.0, 3 * math.log(10))
+    log.flush()
+    resumed, progress = journal(kept, stop_at_collapse=True)
+    resumed.load_state_dict(log.state_dict())
+    for _ in range(20):
+        one_step(resumed, progress, clock, 0.0, 1.0, 3 * math.log(10))
+    with pytest.raises(RunError, match="for 2 epochs"):
+        resumed.epoch(heldout_loss=None)
+
+
+def test_the_end_of_a_stage_is_recorded_with_the_balance_of_its_clusters(kept: Kept) -> None:
+    log, _ = journal(kept)
+    log.stage_done(unequal_clustering(), np.array([0] * 97 + [1] * 3))
+    (record,) = kept.records
+    assert (record["event"], record["num_clusters"], record["size_max_ratio"]) == ("stage_done", 4, 0.97)
+    assert record["imbalance_factor"] == pytest.approx(4 * (97**2 + 3) / 100**2)
+    entropy = -(0.97 * math.log(0.97) + 0.03 * math.log(0.01))
+    assert record["size_entropy_ratio"] == pytest.approx(entropy / math.log(4))
+    assert 0 < record["nmi_targets"] < 1

@@ -112,7 +112,10 @@ def test_durations(seconds: float, text: str) -> None:
             {"event": "start", "attempt": 2, "began_from": "step-00000009-train.0001"},
             "attempt 2 goes on from step-00000009-train.0001",
         ),
-        ({"event": "stage_done", "num_clusters": 10}, "deepcluster done: 10 final clusters"),
+        (
+            {"event": "stage_done", "num_clusters": 10, "size_entropy_ratio": 0.9876, "size_max_ratio": 0.1234},
+            "deepcluster done: 10 final clusters, size entropy 0.988, largest 12.3%",
+        ),
     ],
 )
 def test_lines_of_events(values: dict[str, object], line: str) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dcdist.build.methods import method_class
+from dcdist.config.load import load_config
 from dcdist.config.schema import merge
 from dcdist.metrics.jsonl import read_metrics
 from dcdist.storage import open_storage
@@ -115,6 +117,12 @@ def elsewhere(values: dict[str, Any], folder: Path) -> Path:
     return write_config(folder / "config.yaml", merge(values, {"run": {"dir": str(folder / "run")}}))
 
 
+def losses_of(run_directory: Path) -> dict[int, float]:
+    """Step -> loss."""
+    records = read_metrics(open_storage(run_directory))
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
+
+
 def test_killed_and_preempted_it_ends_with_the_same_bits(values: dict[str, Any], tmp_path: Path) -> None:
     undisturbed, disturbed, grown = (
         elsewhere(values, tmp_path / name) for name in ("undisturbed", "disturbed", "grown")
@@ -138,11 +146,37 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(values: dict[str, Any],
     if "stages" not in values:
         samples, every_sample = trained_samples(grown.parent)[0], trained_samples(undisturbed.parent)[0]
         assert list(samples) == [step for step in every_sample if step >= 9]
-        if not any(name.startswith("clustering/heads") for name in expected):
+    losses, expected_losses = (losses_of(folder.parent / "run") for folder in (grown, undisturbed))
+    assert losses.keys() == expected_losses.keys()
+    clusters = "clusters" in {method_class(part).takes for part in load_config(grown).resolved_stages()[-1].parts()}
+    for step, loss in expected_losses.items():  # measured: 1e-7; a sample in another cluster would be more
+        assert losses[step] == pytest.approx(loss, rel=1e-2 if clusters else 1e-5)
+    if not clusters:
+        if "stages" not in values:
             assert samples.items() <= every_sample.items()
-            for name, value in expected.items():
-                if name.startswith("method/") and isinstance(value, np.ndarray):
-                    np.testing.assert_allclose(after[name], value, rtol=1e-2, atol=1e-3, err_msg=name)
+        for name, value in expected.items():
+            if name.startswith("method/") and isinstance(value, np.ndarray):
+                np.testing.assert_allclose(after[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    # In CI one that couples samples and has a queue, one with a bank, one of several stages.
+    [
+        pytest.param(name, marks=() if name in ("swav", "deepcluster_v2", "scan") else pytest.mark.soak)
+        for name in METHODS
+    ],
+)
+def test_two_processes_killed_and_preempted_end_with_the_same_bits(
+    name: str, digits_folder: Path, tmp_path: Path
+) -> None:
+    values = merge(experiment(digits_folder, tmp_path / "run"), METHODS[name])
+    undisturbed, disturbed = (elsewhere(values, tmp_path / name) for name in ("undisturbed", "disturbed"))
+    assert run(undisturbed, num_processes=2) == [0, 0]
+    assert run(disturbed, num_processes=2, DCDIST_FAULT="train:step:9:*:SIGKILL") == [-signal.SIGKILL] * 2
+    assert run(disturbed, num_processes=2, DCDIST_FAULT="train:step:6:*:SIGTERM") == [75, 75]
+    assert run(disturbed, num_processes=2) == [0, 0]
+    assert_same_state(final_state(disturbed.parent / "run"), final_state(undisturbed.parent / "run"))
 
 
 def test_neighbours_are_kept_as_an_artefact(digits_folder: Path, tmp_path: Path) -> None:
