@@ -11,6 +11,7 @@ evaluate_app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(help="run directory (run.dir), local or any fsspec URL; it may be running")]
+Stage = Annotated[str | None, typer.Option(help="the run as this stage left it; by default as it is")]
 Data = Annotated[str | None, typer.Option(help="labelled images elsewhere; by default the run's data.root")]
 Split = Annotated[str | None, typer.Option(help="images that vote, teach or are clustered; none: all of --data")]
 HeldoutSplit = Annotated[str | None, typer.Option(help="images that are scored; none: there are none held out")]
@@ -24,6 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="the whole report as one JS
 def knn(
     run: Run,
     neighbors: Annotated[str, typer.Option(help="how many vote; several with commas")] = "10,20,100,200",
+    stage: Stage = None,
     data: Data = None,
     split: Split = None,
     heldout_split: HeldoutSplit = None,
@@ -38,12 +40,13 @@ def knn(
         counts = tuple(int(text) for text in neighbors.split(","))
     except ValueError as error:
         raise UsageError(f"--neighbors={neighbors!r} is no list of numbers, as in 10,20,100") from error
-    _evaluate("knn", run, baselines, as_json, data, split, heldout_split, device, neighbors=counts)
+    _evaluate("knn", run, baselines, as_json, stage, data, split, heldout_split, device, neighbors=counts)
 
 
 @evaluate_app.command("linear")
 def linear(
     run: Run,
+    stage: Stage = None,
     data: Data = None,
     split: Split = None,
     heldout_split: HeldoutSplit = None,
@@ -53,12 +56,13 @@ def linear(
     as_json: AsJson = False,
 ) -> None:
     """Train a linear classifier on frozen features of the training images; score it on held-out ones."""
-    _evaluate("linear", run, baselines, as_json, data, split, heldout_split, device, num_seeds=seeds)
+    _evaluate("linear", run, baselines, as_json, stage, data, split, heldout_split, device, num_seeds=seeds)
 
 
 @evaluate_app.command("clusters")
 def clusters(
     run: Run,
+    stage: Stage = None,
     data: Data = None,
     split: Split = None,
     heldout_split: HeldoutSplit = None,
@@ -72,7 +76,7 @@ def clusters(
 ) -> None:
     """Compare clusters with classes: the run's final ones, and K = classes by k-means and Ward's rule."""
     others = {"num_seeds": seeds, "whitening_dimensions": whitening_dimensions}
-    _evaluate("clusters", run, baselines, as_json, data, split, heldout_split, device, **others)
+    _evaluate("clusters", run, baselines, as_json, stage, data, split, heldout_split, device, **others)
 
 
 def _evaluate(
@@ -80,6 +84,7 @@ def _evaluate(
     run: str,
     baselines: bool,
     as_json: bool,
+    stage: str | None,
     data: str | None,
     split: str | None,
     heldout_split: str | None,
@@ -98,6 +103,6 @@ def _evaluate(
 
     if not baselines:
         others["feature_sets"] = (TRAINED,)
-    options = Options(data=data, split=split, heldout_split=heldout_split, device=device, **others)
+    options = Options(stage=stage, data=data, split=split, heldout_split=heldout_split, device=device, **others)
     report = evaluate(run, (kind,), options)[kind]
     typer.echo(json.dumps(report) if as_json else render(report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from dcdist.cli import main
+from dcdist.errors import UsageError
 from dcdist.evaluate import evaluate
 from dcdist.evaluate.measured import Options
 from dcdist.evaluate.stored_run import read_run
@@ -141,6 +143,15 @@ def test_a_classifier_reads_out(split_digits: Path, tmp_path: Path) -> None:
     assert (final["num_clusters"], final["agreement_with_run"]) == (10, 1.0)
     assert final["train"]["sizes"] == np.bincount(clusters_of(tmp_path / "run", "semantic"), minlength=10).tolist()
 
+    options = replace(ONLY_TRAINED, stage="pretext")  # as it was before: k-means of the other weights
+    report = evaluate(str(tmp_path / "run"), ("clusters",), options)["clusters"]
+    (before,) = report["rows"][0]["final"]["seeds"]
+    assert (report["stage"], report["stage_done"], report["step"]) == ("pretext", True, 10)
+    assert before["agreement_with_run"] == 1.0
+    assert before["train"]["sizes"] == np.bincount(clusters_of(tmp_path / "run", "pretext")).tolist()
+    with pytest.raises(UsageError, match="no stage 'semantics': its stages are pretext, semantic"):
+        read_run(str(tmp_path / "run"), "semantics")
+
 
 def test_a_running_run_is_read_at_its_newest_checkpoint(
     split_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -153,6 +164,8 @@ def test_a_running_run_is_read_at_its_newest_checkpoint(
     report = json.loads((tmp_path / "run" / "evaluations" / "clusters-0001.json").read_text())
     assert (report["step"], report["stage_done"]) == (9, False)
     assert "final" not in report["rows"][0]
+    with pytest.raises(UsageError, match=r"stage deepcluster of .* has not ended yet"):
+        read_run(str(tmp_path / "run"), "deepcluster")
 
 
 def test_a_damaged_checkpoint_is_passed_over(finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

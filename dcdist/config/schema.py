@@ -226,7 +226,7 @@ class CheckpointSection(Section):
 
     every_num_steps: Positive | None = key(None, "save each so many steps", PLACEMENT)
     every_seconds: PositiveFloat | None = key(600.0, "save when the last commit is older", PLACEMENT)
-    keep: Annotated[int, Field(ge=2)] = key(2, "newest checkpoints kept", PLACEMENT)
+    keep: Annotated[int, Field(ge=2)] = key(2, "newest checkpoints kept; those of the ends of stages stay", PLACEMENT)
 
 
 class LaunchSection(Section):

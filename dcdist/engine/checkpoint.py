@@ -52,7 +52,7 @@ class Checkpointer:
         attempt: whose checkpoints these are; rank 0 writes its file.
         collectives: the ranks.
         identity_digest: of the run's identity, written into each commit.
-        keep: how many committed checkpoints stay, at least 2.
+        keep: how many committed checkpoints stay, at least 2, beside those of the ends of stages, which all stay.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ class Checkpointer:
 
     def _prune(self, line: list[CheckpointName]) -> None:
         """Removes what comes before the newest commit and is not kept: of this attempt and of older ones alone."""
-        kept = set(line[-self._keep :])
+        kept = {*line[-self._keep :], *(name for name in line if name.kind == "final")}
         for name in list_checkpoints(self._storage):
             if name in kept or name.attempt > self._attempt.number or name.order > line[-1].order:
                 continue

@@ -34,7 +34,7 @@ def evaluate(url: str, kinds: Sequence[str], options: Options) -> dict[str, Repo
         UsageError: no run, no checkpoint, no labels, no held-out images where a kind needs them.
         RunError: no checkpoint is whole.
     """
-    run = read_run(url)
+    run = read_run(url, options.stage)
     with open_subject(run, options) as subject:
         for kind in kinds:
             if KINDS[kind].needs_heldout and subject.heldout is None:

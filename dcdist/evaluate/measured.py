@@ -19,6 +19,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]  # features [L, D] float32, labels 
 class Options:
     """What a person may choose; None is as the run has it."""
 
+    stage: str | None = None  # as this stage left the run; None: as it is
     data: str | None = None
     split: str | None = None  # "none": all images
     heldout_split: str | None = None  # "none": no images are held out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from dcdist.build.run import build_backbone
-from dcdist.commits import CheckpointName
+from dcdist.commits import CheckpointName, DamagedCheckpointError, read_commit
 from dcdist.config.load import parse_yaml, validate
 from dcdist.config.schema import ExperimentConfig, StageConfig
 from dcdist.distributed.collectives import Collectives
@@ -49,11 +50,15 @@ class StoredRun:
         return {attempt["data"]["fingerprint"] for attempt in attempts if "data" in attempt}
 
 
-def read_run(url: str) -> StoredRun:
+def read_run(url: str, stage: str | None = None) -> StoredRun:
     """Opens a run, local or behind a URL, by the newest checkpoint of its line that is whole; starts nothing.
 
+    Args:
+        url: the run's folder.
+        stage: as this stage left it; None: as it is.
+
     Raises:
-        UsageError: there is no run, or it has no checkpoint yet.
+        UsageError: there is no run, it has no checkpoint yet, or the stage has not ended.
         RunError: none of its checkpoints is whole, or its config builds another network.
     """
     directory = RunDirectory(url)
@@ -61,7 +66,10 @@ def read_run(url: str) -> StoredRun:
         raise UsageError(f"{directory} has no {CONFIG}: is this a run's folder (run.dir)?")
     where = directory.storage.url(CONFIG)
     config = validate(parse_yaml(directory.storage.read_bytes(CONFIG).decode(), where), where)
-    stored = open_newest(directory, directory.line(), Collectives())
+    line = directory.line() if stage is None else _ends_of(stage, config, directory)
+    stored = open_newest(directory, line, Collectives())
+    if stored is None and stage is not None:
+        raise UsageError(f"stage {stage} of {directory} has not ended yet: leave the stage out for the run as it is")
     if stored is None:
         raise UsageError(f"{directory} has no checkpoint yet: train it first, by dcdist train CONFIG run.dir={url}")
     with stored:
@@ -75,6 +83,20 @@ def read_run(url: str) -> StoredRun:
             backbone=_backbone(config, stored),
             readout=_readout(stored) if position["stage_done"] else None,
         )
+
+
+def _ends_of(stage: str, config: ExperimentConfig, directory: RunDirectory) -> list[CheckpointName]:
+    """The checkpoints with which the stage ended: one, or several where it has grown."""
+    names = [known.name for known in config.resolved_stages()]
+    if stage not in names:
+        raise UsageError(f"{directory} has no stage {stage!r}: its stages are {', '.join(names)}")
+    found = []
+    for name in directory.line():
+        if name.kind == "final":
+            with contextlib.suppress(DamagedCheckpointError):
+                if read_commit(directory.storage, name).position["stage"] == stage:
+                    found.append(name)
+    return found
 
 
 def _build(config: ExperimentConfig) -> Backbone:

@@ -80,6 +80,15 @@ def test_a_moment_is_committed_once(url: str) -> None:
     assert folders(url) == ["step-00000005-clustered.0002", "step-00000005-final.0001"]
 
 
+def test_the_ends_of_stages_stay(url: str) -> None:
+    checkpointer, _ = begin(url, keep=2)
+    for step in range(1, 9):
+        save(checkpointer, step, "final" if step in (2, 5) else "train")
+    assert folders(url) == [
+        f"step-{step:08d}-{kind}.0001" for step, kind in ((2, "final"), (5, "final"), (7, "train"), (8, "train"))
+    ]
+
+
 def test_an_uncommitted_folder_is_never_written_into(url: str) -> None:
     checkpointer, _ = begin(url)
     left = Path(url, "checkpoints/step-00000005-train.0001/model.json")
