@@ -40,6 +40,19 @@ def detached(outputs: Any) -> Any:
     return _map_tensors(lambda tensor: tensor.detach(), [outputs])
 
 
+def backward_of_zeros(outputs: Any) -> None:
+    """A backward pass through all that the outputs were computed by, with gradients of zeros."""
+    tensors: list[torch.Tensor] = []
+
+    def collect(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.requires_grad:
+            tensors.append(tensor)
+        return tensor
+
+    _map_tensors(collect, [outputs])
+    torch.autograd.backward(tensors, [torch.zeros_like(tensor) for tensor in tensors])
+
+
 def _map_tensors(function: Callable[..., torch.Tensor], parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, torch.Tensor):

@@ -126,9 +126,10 @@ class Optimizer:
             self._optimizer = torch.optim.SGD(own, lr=schedule.learning_rate)
 
     def step(self, step_in_stage: int, skip: bool = False) -> float:
-        """One update from the gradients, which are then cleared, or none. Returns the learning rate before scales."""
+        """One update from the gradients, or none; they are cleared. Returns the learning rate before scales."""
         learning_rate = self._schedule.at(step_in_stage)
         if skip:
+            self._optimizer.zero_grad(set_to_none=True)
             return learning_rate
         groups = zip(self._optimizer.param_groups, self._scales, self._frozen_steps, self._plain, strict=True)
         for group, scale, frozen_steps, plain in groups:

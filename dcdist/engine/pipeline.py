@@ -61,7 +61,6 @@ def run_stages(
         write_clustering: (stage, epoch, clustering) into RUN/assignments or RUN/neighbors.
     """
     first = names.index(found.commit.position["stage"]) if found else 0
-    previous: Stage | None = None
     for number in range(first, len(names)):
         stage = build_stage(number)
         if found and number == first:
@@ -70,9 +69,8 @@ def run_stages(
         else:
             state.progress.begin_stage(names[number])
             state.adopted.clear()
-            stage.trainer.method.begin(state.readout.on_features() if previous else None)
+            stage.trainer.method.begin(state.readout.on_features() if number else None)
         run_stage(stage, state, write_clustering)
-        previous = stage
     return stage
 
 

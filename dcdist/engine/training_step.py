@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from dcdist.distributed.collectives import Collectives
-from dcdist.distributed.step_outputs import detached, gather_outputs
+from dcdist.distributed.step_outputs import backward_of_zeros, detached, gather_outputs
 from dcdist.engine.optim import Optimizer
 from dcdist.methods.base import Method, Microbatch
 from dcdist.models.numerics import Numerics
@@ -160,6 +160,9 @@ class TrainingStep:
         losses = self.method.losses(outputs)
         if losses:
             _total(losses).backward()  # type: ignore[no-untyped-call]
+        elif isinstance(self._forward, DistributedDataParallel):
+            # It would wait for this step's gradients, also in those of another stage on the same backbone.
+            backward_of_zeros(outputs)
         outputs = detached(outputs)
         sums.add(losses, self.method.figures(outputs), len(microbatches))
         return self.method.keep(outputs)

@@ -118,9 +118,9 @@ def elsewhere(values: dict[str, Any], folder: Path) -> Path:
 
 
 def losses_of(run_directory: Path) -> dict[int, float]:
-    """Step -> loss."""
-    records = read_metrics(open_storage(run_directory))
-    return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
+    """Step -> loss, of the steps that had anything to learn from."""
+    steps = [record for record in read_metrics(open_storage(run_directory)) if record["kind"] == "step"]
+    return {record["step"]: record["loss"] for record in steps if record["loss"] is not None}
 
 
 def test_killed_and_preempted_it_ends_with_the_same_bits(values: dict[str, Any], tmp_path: Path) -> None:
@@ -130,6 +130,8 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(values: dict[str, Any],
     running = start_run(undisturbed, prepare=RecordSteps(undisturbed.parent))
     assert running.wait() == [0], running.errors()
     expected = final_state(undisturbed.parent / "run")
+
+    assert_balance_follows_from_assignments(undisturbed.parent / "run")
 
     assert run(disturbed, DCDIST_FAULT="train:step:9") == [-signal.SIGKILL]
     assert run(disturbed, DCDIST_FAULT="train:step:6:*:SIGTERM") == [75]
@@ -159,6 +161,22 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(values: dict[str, Any],
                 np.testing.assert_allclose(after[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def assert_balance_follows_from_assignments(run_directory: Path) -> None:
+    """Whichever clusterer it was, and of the final clustering too."""
+    for record in read_metrics(open_storage(run_directory)):
+        final = record.get("event") == "stage_done"
+        if final or (record["kind"] == "clustering" and "size_entropy_ratio" in record):
+            name = f"{record['stage']}-{'final' if final else record['epoch']}.parquet"
+            table = pq.read_table(run_directory / "assignments" / name).to_pandas()
+            num_clusters = record["num_clusters"]
+            sizes = np.bincount(table.cluster[table["head"] == record["head"]], minlength=num_clusters)
+            shares = sizes[sizes > 0] / sizes.sum()
+            entropy = -(shares * np.log(shares)).sum() / np.log(num_clusters) if num_clusters > 1 else 1.0
+            assert record["size_entropy_ratio"] == pytest.approx(entropy)
+            assert record["imbalance_factor"] == pytest.approx(num_clusters * (shares**2).sum())
+            assert record["size_max_ratio"] == pytest.approx(shares.max())
+
+
 @pytest.mark.parametrize(
     "name",
     # In CI one that couples samples and has a queue, one with a bank, one of several stages.
@@ -177,6 +195,25 @@ def test_two_processes_killed_and_preempted_end_with_the_same_bits(
     assert run(disturbed, num_processes=2, DCDIST_FAULT="train:step:6:*:SIGTERM") == [75, 75]
     assert run(disturbed, num_processes=2) == [0, 0]
     assert_same_state(final_state(disturbed.parent / "run"), final_state(undisturbed.parent / "run"))
+
+
+def test_a_stage_after_one_that_skipped_its_steps_is_the_same_on_two_processes(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    values = merge(experiment(digits_folder, tmp_path / "run"), METHODS["scan"])
+    pretext, scan, selflabel = values["stages"]
+    nobody_is_sure = merge(selflabel, {"selflabel": {"threshold": 1 - 1e-9}})
+    values["stages"] = [pretext, scan, nobody_is_sure, {"name": "after", "method": "simclr", "simclr": PROJECTION}]
+    alone, together = (elsewhere(values, tmp_path / name) for name in ("alone", "together"))
+    assert run(alone) == [0]
+    assert run(together, num_processes=2) == [0, 0]
+    records = list(read_metrics(open_storage(together.parent / "run")))
+    (skipped,) = (record for record in records if record["kind"] == "epoch" and record["stage"] == "selflabel")
+    assert skipped["figures"]["skipped_ratio"] == 1.0
+    (said,) = (record for record in records if record.get("event") == "collapse")
+    assert "sure enough to learn from" in said["message"]
+    expected = losses_of(alone.parent / "run")
+    assert losses_of(together.parent / "run") == pytest.approx(expected, rel=1e-5)
 
 
 def test_neighbours_are_kept_as_an_artefact(digits_folder: Path, tmp_path: Path) -> None:
