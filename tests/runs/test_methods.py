@@ -167,9 +167,11 @@ def assert_balance_follows_from_assignments(run_directory: Path) -> None:
         final = record.get("event") == "stage_done"
         if final or (record["kind"] == "clustering" and "size_entropy_ratio" in record):
             name = f"{record['stage']}-{'final' if final else record['epoch']}.parquet"
-            table = pq.read_table(run_directory / "assignments" / name).to_pandas()
+            table = pq.read_table(run_directory / "assignments" / name)
             num_clusters = record["num_clusters"]
-            sizes = np.bincount(table.cluster[table["head"] == record["head"]], minlength=num_clusters)
+            sizes = np.bincount(
+                table["cluster"].to_numpy()[table["head"].to_numpy() == record["head"]], minlength=num_clusters
+            )
             shares = sizes[sizes > 0] / sizes.sum()
             entropy = -(shares * np.log(shares)).sum() / np.log(num_clusters) if num_clusters > 1 else 1.0
             assert record["size_entropy_ratio"] == pytest.approx(entropy)
