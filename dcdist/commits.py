@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, cast, get_args
 from dcdist.errors import UsageError
 from dcdist.storage import Storage, StorageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of the files and of the names of states
 COMMIT_FILE = "COMMIT.json"
 CHECKPOINTS = "checkpoints"
 

@@ -107,7 +107,7 @@ def _checkpoint_bytes(train: TrainSection, clusters: StageConfig | None, method:
     num_values = sum(tensor.numel() for tensor in (*method.parameters(), *method.buffers()))
     for group in method.parameter_groups():
         has_momentum = group.get("momentum", train.momentum) > 0
-        moments = 2 if train.optimizer == "adamw" else int(has_momentum)
+        moments = 2 if train.optimizer in ("adam", "adamw") else int(has_momentum)
         num_values += moments * sum(parameter.numel() for parameter in group["params"])
     if clusters is None:
         return 4 * num_values

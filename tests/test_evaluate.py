@@ -131,7 +131,7 @@ def test_several_kinds_share_a_pass_and_agree_with_the_summary(split_digits: Pat
     assert {**summary["clusters"], "agreement_with_run": 1.0} == final
 
 
-def test_a_classifier_reads_out(split_digits: Path, tmp_path: Path) -> None:
+def test_a_classifier_reads_out(split_digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     length = {**experiment(split_digits, "")["train"], "num_epochs": 1}
     stages = [{"name": "pretext", "method": "simclr"}, {"name": "semantic", "method": "scan"}]
     others = {"scan": {"num_clusters": 10, "num_neighbors": 3}, "stages": stages, "train": length}
@@ -149,6 +149,11 @@ def test_a_classifier_reads_out(split_digits: Path, tmp_path: Path) -> None:
     assert (report["stage"], report["stage_done"], report["step"]) == ("pretext", True, 10)
     assert before["agreement_with_run"] == 1.0
     assert before["train"]["sizes"] == np.bincount(clusters_of(tmp_path / "run", "pretext")).tolist()
+    (end,) = (folder for folder in (tmp_path / "run/checkpoints").glob("*-final.*") if "-00000010-" in folder.name)
+    (end / "COMMIT.json").write_bytes(b"{}")
+    with pytest.raises(UsageError, match="no checkpoint of the end of stage pretext"):
+        read_run(str(tmp_path / "run"), "pretext")
+    assert f"checkpoint {end.name} is damaged and passed over" in caplog.text
     with pytest.raises(UsageError, match="no stage 'semantics': its stages are pretext, semantic"):
         read_run(str(tmp_path / "run"), "semantics")
 
@@ -164,7 +169,7 @@ def test_a_running_run_is_read_at_its_newest_checkpoint(
     report = json.loads((tmp_path / "run" / "evaluations" / "clusters-0001.json").read_text())
     assert (report["step"], report["stage_done"]) == (9, False)
     assert "final" not in report["rows"][0]
-    with pytest.raises(UsageError, match=r"stage deepcluster of .* has not ended yet"):
+    with pytest.raises(UsageError, match="no checkpoint of the end of stage deepcluster: it has not ended yet"):
         read_run(str(tmp_path / "run"), "deepcluster")
 
 

@@ -68,8 +68,10 @@ def test_clusterers_that_have_no_choice(method: str, placement: str, tmp_path: P
     assert lines[number + 1].split()[:2] == (["4.12", "KiB"] if placement == "rank0" else ["2.55", "KiB"])
 
 
-def test_the_checkpoint_is_as_large_as_planned(tmp_path: Path, digits_folder: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_checkpoint_is_as_large_as_planned(optimizer: str, tmp_path: Path, digits_folder: Path) -> None:
     values = experiment(digits_folder, tmp_path / "run")
+    values["train"]["optimizer"] = optimizer
     values["model"]["width"] = 4.0  # so that the JSON beside the tensors weighs little
     config = write_config(tmp_path / "config.yaml", values)
     planned = describe_plan(load_config(config), num_processes=1).splitlines()[-1]

@@ -98,7 +98,7 @@ class ViewsSection(Section):
     shading: NonNegativeFloat = key(0.0, "strength of a smooth random field of light that is added")
     blur_probability: Fraction = key(0.0, "share that is blurred")
     blur_sigma: Range = key((0.1, 2.0), "standard deviation of both blurs, pixels")
-    random_operations: NonNegative = key(0, "strong views: operations of RandAugment in a row, at random magnitudes")
+    random_operations: NonNegative = key(0, "strong views: operations (data/strong.py) in a row, of random strength")
     cutout: NonNegative = key(0, "strong views: a grey square of random side up to this; 0 for none")
     crops: tuple[CropsSection, ...] = key(
         (), "methods of several views (swav, deepcluster_v2, simclr): which; empty: two of image_size and scale"

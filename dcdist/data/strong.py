@@ -51,8 +51,9 @@ class StrongAugmentation:
 def operations() -> dict[str, tuple[Operation, float, float]]:
     """Name -> (operation on uint8 [3, S, S], its least and its largest strength), by SCAN's ranges.
 
-    Those of RandAugment are wider. SCAN moves and shears by a tenth of the side at most, and takes brightness,
-    contrast, colour and sharpness only away: a pseudo-label has to hold for what is made of its image.
+    Those of RandAugment are wider. SCAN moves and shears by a tenth of the side at most (it shears about a corner, here
+    the middle stays), and takes brightness, contrast, colour and sharpness only away: a pseudo-label has to hold for
+    what is made of its image.
     """
     from torchvision.transforms.v2 import functional  # takes a second, and only workers of a strong view need it
 

@@ -93,6 +93,7 @@ class Journal:
             "figures": epoch.figures,
             "counts": epoch.counts,
             "num_steps": epoch.num_steps + epoch.num_earlier_steps,
+            "learning_rate": epoch.learning_rate,
             "collapse": self._collapse.state_dict(),
         }
 
@@ -101,6 +102,7 @@ class Journal:
         self._epoch = _Window()
         self._epoch.losses, self._epoch.figures = dict(state["losses"]), dict(state["figures"])
         self._epoch.counts, self._epoch.num_earlier_steps = dict(state["counts"]), state["num_steps"]
+        self._epoch.learning_rate = state["learning_rate"]
         self._collapse.load_state_dict(state["collapse"])
 
     def flush(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from dcdist.engine.restore import StoredCheckpoint, open_newest
 from dcdist.errors import RunError, UsageError
 from dcdist.models.backbone import Backbone
 from dcdist.run_directory import CONFIG, RunDirectory
+
+logger = logging.getLogger(__name__)
 
 _OF_THE_BACKBONE = "backbone."
 
@@ -69,7 +71,10 @@ def read_run(url: str, stage: str | None = None) -> StoredRun:
     line = directory.line() if stage is None else _ends_of(stage, config, directory)
     stored = open_newest(directory, line, Collectives())
     if stored is None and stage is not None:
-        raise UsageError(f"stage {stage} of {directory} has not ended yet: leave the stage out for the run as it is")
+        raise UsageError(
+            f"{directory} has no checkpoint of the end of stage {stage}: it has not ended yet, or the checkpoint is "
+            "damaged or gone; leave the stage out for the run as it is"
+        )
     if stored is None:
         raise UsageError(f"{directory} has no checkpoint yet: train it first, by dcdist train CONFIG run.dir={url}")
     with stored:
@@ -93,9 +98,12 @@ def _ends_of(stage: str, config: ExperimentConfig, directory: RunDirectory) -> l
     found = []
     for name in directory.line():
         if name.kind == "final":
-            with contextlib.suppress(DamagedCheckpointError):
-                if read_commit(directory.storage, name).position["stage"] == stage:
-                    found.append(name)
+            try:
+                position = read_commit(directory.storage, name).position
+            except DamagedCheckpointError as error:
+                logger.warning("checkpoint %s is damaged and passed over: %s", name, error)
+            else:
+                found += [name] if position["stage"] == stage else []
     return found
 
 

@@ -102,7 +102,17 @@ def test_operations_of_both_kinds_are_drawn_at_all_strengths(pixels):
 
 def test_the_fourteen_operations_by_hand():
     table = operations()
-    assert len(table) == 14
+    ranges = {
+        (0.0, 0.0): ["identity", "autocontrast", "equalize"],
+        (0.05, 0.95): ["brightness", "color", "contrast", "sharpness"],
+        (-0.1, 0.1): ["shear across", "shear down", "move across", "move down"],
+        (4.0, 8.0): ["posterize"],
+        (0.0, 255.0): ["solarize"],
+        (-30.0, 30.0): ["rotate"],
+    }
+    assert {name: limits for name, (_, *limits) in table.items()} == {
+        name: list(limits) for limits, names in ranges.items() for name in names
+    }
     image = torch.arange(3 * 20 * 20).reshape(3, 20, 20).remainder(251).to(torch.uint8)
 
     def at(name: str, strength: float) -> torch.Tensor:
@@ -132,16 +142,6 @@ def test_the_fourteen_operations_by_hand():
     assert torch.equal(at("equalize", 0.0), equalized)
     blurred = at("sharpness", 0.05)[0, 1:-1, 1:-1].float()
     assert float(blurred.diff().abs().sum()) < float(image[0, 1:-1, 1:-1].float().diff().abs().sum())
-
-
-def test_no_operation_makes_an_image_brighter_than_it_could_be_or_moves_it_by_more_than_a_tenth():
-    spot = torch.zeros(40, 40, 3, dtype=torch.uint8)
-    spot[20, 20] = 200
-    for seed in range(300):
-        found = StrongAugmentation(1, 0)(spot, seed)
-        bright = torch.nonzero(found.amax(2) > 60)  # solarising turns black into white: then all of it is
-        if 0 < len(bright) < 800:
-            assert (bright - 20).abs().max() <= 5, "moved by at most 4, turned or sheared by less than a pixel"
 
 
 def test_a_view_applies_it_after_the_crop_and_the_flip_to_each_image_by_its_own_seed(make_pixels):

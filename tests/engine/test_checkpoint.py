@@ -42,7 +42,7 @@ def test_what_a_save_writes(url: str) -> None:
     data = ["model.json", "model.safetensors", "progress.json", "progress.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == ["COMMIT.json", *data]
     content = json.loads((folder / "COMMIT.json").read_text())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert (content["step"], content["kind"], content["attempt"]) == (12, "train", 1)
     assert (content["world_size"], content["identity_digest"]) == (1, "digest")
     assert content["position"] == {"stage": "main", "epoch": 1}

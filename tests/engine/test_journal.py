@@ -178,6 +178,10 @@ def test_an_epoch_that_was_interrupted_is_judged_and_recorded_as_a_whole(kept: K
     assert record["loss"] == (1.0 + 3.0 + 2.0 + 10.0) / 4
     assert (record["samples_per_second"], record["data_wait_ratio"]) == (30.0, 0.25), "speed is of this attempt"
     assert after.state_dict()["num_steps"] == 0
+    at_the_end, _ = journal(kept)
+    at_the_end.load_state_dict(state)
+    at_the_end.epoch(heldout_loss=None)
+    assert (kept.records[-1]["loss"], kept.records[-1]["learning_rate"]) == (2.0, 0.5)
 
 
 def test_a_collapse_is_found_in_the_same_epoch_whether_or_not_the_run_was_interrupted(kept: Kept, clock: Clock) -> None:

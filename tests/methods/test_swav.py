@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from dcdist.methods.swav import Outputs, Swav
 from tests.methods.small_methods import NUM_SAMPLES, microbatch, small_method
@@ -78,6 +79,17 @@ def test_scores_are_cosines_of_each_view_with_the_prototypes() -> None:
         torch.testing.assert_close(outputs.scores[:, view], cosines)
         if view < 2:
             torch.testing.assert_close(outputs.embeddings[:, view], embeddings.detach())
+
+
+def test_scores_are_computed_in_fp32_also_under_autocast() -> None:
+    # In bf16 cosines near 1 lie 0.004 apart, which Sinkhorn divides by an epsilon of 0.03.
+    method = swav().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = method(microbatch("swav", 0))
+    weights = method.prototypes.weight
+    expected = functional.linear(outputs.embeddings.float(), weights)
+    torch.testing.assert_close(outputs.scores[:, :2], expected, rtol=0, atol=1e-6)
+    assert not torch.equal(expected, expected.bfloat16().float())
 
 
 def test_usage_is_the_entropy_of_the_mean_prediction_over_log_k() -> None:
