@@ -75,7 +75,7 @@ def _render(report: Report) -> list[str]:
             final = row[FINAL]["seeds"][0]
             lines += [render_clusters(final, report["label_names"]), *_sizes(final), ""]
     header = ["clusters", "K", "NMI", "AMI", "ARI", "ACC", "purity"]
-    header += ["NMI, held-out", "ACC, training names", "best names"]
+    header += ["held-out NMI", "held-out ACC", "best"]
     if not lines and any(row["name"] == TRAINED for row in report["rows"]):
         lines = [f"the run has no final clustering yet: stage {report['stage']} has not ended", ""]
     seeds = len(report["seeds"])
@@ -83,6 +83,10 @@ def _render(report: Report) -> list[str]:
         f"{report['num_classes']} clusters of the shared read-outs, over {seeds} seed{'s' * (seeds != 1)}; ACC by the "
         "best one-to-one matching of clusters and classes"
     )
+    if rows and rows[0][-1] != "-":
+        note += (
+            "\nheld-out ACC names clusters by that of the training images, best by that of the held-out ones themselves"
+        )
     return [*lines, *aligned(header, rows), note]
 
 
