@@ -84,9 +84,7 @@ def _render(report: Report) -> list[str]:
         "best one-to-one matching of clusters and classes"
     )
     if rows and rows[0][-1] != "-":
-        note += (
-            "\nheld-out ACC names clusters by that of the training images, best by that of the held-out ones themselves"
-        )
+        note += "\nheld-out ACC: clusters named by the matching on training images; best: by the one on held-out images"
     return [*lines, *aligned(header, rows), note]
 
 
