@@ -124,7 +124,7 @@ def test_another_format_version(url: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dcdist.commits, "FORMAT_VERSION", 7)
         path.write_bytes(commit.to_bytes())
-    with pytest.raises(UsageError, match=r"step-00000002-train.0001 has format version 7, .* reads version 1"):
+    with pytest.raises(UsageError, match=r"step-00000002-train.0001 has format version 7, .* reads version 2"):
         begin(url)
 
 
