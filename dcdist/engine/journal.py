@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcdist.clustering.types import Clustering
+from dcdist.clustering.types import Clustering, HeadClustering
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.state import Progress
@@ -158,17 +158,7 @@ class Journal:
             if not self._collectives.is_main:
                 continue
             before = previous.heads[number] if previous else None
-            values = clustering_record(
-                head=number,
-                assignments=head.assignments.numpy(),
-                num_clusters=head.num_clusters,
-                previous_assignments=before.assignments.numpy() if before else None,
-                targets=labels,
-                num_empty_repaired=head.num_empty_repaired,
-                objective=head.objective,
-                iterations=head.num_iterations,
-                seconds={**self._seconds, **head.seconds},
-            )
+            values = _balance(number, head, before, labels, self._seconds)
             values["placement"] = head.placement
             if head.num_merged:
                 values["num_merged"] = head.num_merged
@@ -178,18 +168,7 @@ class Journal:
         """Records the end of a stage, with the balance of its final clustering."""
         if self._collectives.is_main:
             (head,) = final.heads
-            values = clustering_record(
-                head=0,
-                assignments=head.assignments.numpy(),
-                num_clusters=head.num_clusters,
-                previous_assignments=None,
-                targets=labels,
-                num_empty_repaired=head.num_empty_repaired,
-                objective=head.objective,
-                iterations=head.num_iterations,
-                seconds=head.seconds,
-            )
-            self.event("stage_done", **values)
+            self.event("stage_done", **_balance(0, head, None, labels, {}))
 
     def epoch(self, heldout_loss: float | None) -> None:
         """Records the end of an epoch. Collective."""
@@ -232,6 +211,27 @@ class Journal:
         self.recorder.record(
             kind, stage=self._progress.stage, epoch=self._progress.epoch, step=self._progress.step, **values
         )
+
+
+def _balance(
+    number: int,
+    head: HeadClustering,
+    before: HeadClustering | None,
+    labels: np.ndarray | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What is recorded of a head's clusters; `seconds` of what came before its own phases."""
+    return clustering_record(
+        head=number,
+        assignments=head.assignments.numpy(),
+        num_clusters=head.num_clusters,
+        previous_assignments=before.assignments.numpy() if before else None,
+        targets=labels,
+        num_empty_repaired=head.num_empty_repaired,
+        objective=head.objective,
+        iterations=head.num_iterations,
+        seconds={**seconds, **head.seconds},
+    )
 
 
 def _total(losses: dict[str, float]) -> float | None:

@@ -18,6 +18,7 @@ from dcdist.clustering.types import Clustering
 from dcdist.data.transforms import View
 from dcdist.methods.base import EpochLength, EpochPlan, Method, Microbatch, Stream, usage_entropy_ratio
 from dcdist.models.backbone import Backbone
+from dcdist.models.heads import scores_in_fp32
 from dcdist.models.projection import Projector, embed_views
 
 NUM_CODE_VIEWS = 2  # the first views of an image get codes, all other views predict them
@@ -97,9 +98,7 @@ class Swav(Method):
     def forward(self, microbatch: Microbatch) -> Outputs:
         (batch,) = microbatch.values()
         embeddings = embed_views(self.backbone, self.projector, batch.views)
-        # In bf16 neighbouring cosines near 1 lie 0.004 apart, which Sinkhorn divides by epsilon.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            scores = self.prototypes(embeddings.float())
+        scores = scores_in_fp32(embeddings, self.prototypes.weight)
         return Outputs(embeddings[:, :NUM_CODE_VIEWS].detach(), scores)
 
     def losses(self, outputs: Outputs) -> dict[str, torch.Tensor]:
@@ -119,7 +118,7 @@ class Swav(Method):
         """Scores [B, K] -> codes [B, K], balanced together with the queue where that is full."""
         num_samples = len(scores)
         if 0 < self.queue.shape[1] == self.num_queued:
-            queued = functional.linear(self.queue[view], self.prototypes.weight)
+            queued = scores_in_fp32(self.queue[view], self.prototypes.weight)
             scores = torch.cat([queued, scores])
         return sinkhorn(scores, self.epsilon, self.sinkhorn_iterations)[-num_samples:]
 

@@ -137,5 +137,13 @@ class Prototypes(nn.Module):
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., E] -> cosines [..., K] float32."""
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return functional.linear(embeddings.float(), self.weight[: self.num_active])
+        return scores_in_fp32(embeddings, self.weight[: self.num_active])
+
+
+def scores_in_fp32(embeddings: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Embeddings [..., E] times prototypes [K, E] -> [..., K] float32, also under autocast.
+
+    In bf16 neighbouring cosines near 1 lie 0.004 apart, which temperatures and Sinkhorn's epsilon divide.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return functional.linear(embeddings.float(), weight)
