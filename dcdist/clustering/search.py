@@ -108,8 +108,11 @@ def squared_distances(
 
 def squared_lengths(rows: torch.Tensor) -> torch.Tensor:
     """[n] float32: |row|^2 of rows [n, D], off by one rounding."""
-    blocks = [block.double().square_().sum(1).float() for block in torch.split(rows, _ROWS_A_BLOCK)]
-    return torch.cat(blocks)
+    lengths = torch.empty(len(rows), device=rows.device)  # a list of small results would leave holes in the heap
+    for start in range(0, len(rows), _ROWS_A_BLOCK):
+        part = slice(start, start + _ROWS_A_BLOCK)
+        lengths[part] = rows[part].double().square_().sum(1)
+    return lengths
 
 
 def first_occurrences(centroids: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcdist.clustering.kmeans import KMeans
+from dcdist.clustering.kmeans import KMeans, Placement
 from dcdist.clustering.partition import NonFiniteFeaturesError
 from dcdist.clustering.pca import fit_pca
 from dcdist.clustering.types import FeatureShard, HeadClustering
@@ -146,9 +146,9 @@ def _pca(collectives: Collectives) -> tuple[np.ndarray, ...]:
     return pca.mean.numpy(), pca.projection.numpy(), pca.eigenvalues.numpy()
 
 
-def growth_in_distributed(collectives: Collectives) -> float:
-    """MiB by which the process grows, beyond its own 96 MiB of rows, while it clusters together with others."""
-    num_rows = 98_304
+def growth_while_clustering(collectives: Collectives, placement: Placement) -> float:
+    """MiB by which the process grows, beyond its own 384 MiB of rows, while it clusters together with others."""
+    num_rows = 393_216
     rows, sample_ids = (
         normal(num_rows, 256, seed=collectives.rank),
         torch.arange(num_rows) + collectives.rank * num_rows,
@@ -156,7 +156,7 @@ def growth_in_distributed(collectives: Collectives) -> float:
     warm = FeatureShard(sample_ids[:2000] % num_rows, rows[:2000])
     KMeans(16, 2).fit(warm, num_rows, Collectives(), torch.Generator())  # libraries take their buffers
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    kmeans = KMeans(16, 2, placement="distributed")
+    kmeans = KMeans(16, 2, placement=placement)
     shard = FeatureShard(sample_ids, rows)
     kmeans.fit(shard, num_rows * collectives.world_size, collectives, torch.Generator())
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

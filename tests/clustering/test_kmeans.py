@@ -14,7 +14,7 @@ from dcdist.clustering.kmeans import KMeans, choose_placement
 from dcdist.clustering.search import CentroidSearch, Nearest, nearest_centroids
 from dcdist.clustering.types import UNASSIGNED, FeatureShard, HeadClustering
 from dcdist.distributed.collectives import Collectives
-from tests.clustering.ranks import CASES, as_arrays, fit_case, growth_in_distributed, mixture, normal
+from tests.clustering.ranks import CASES, as_arrays, fit_case, growth_while_clustering, mixture, normal
 from tests.distributed.processes import run_processes
 
 
@@ -216,5 +216,6 @@ def test_placement() -> None:
 
 
 def test_rank_zero_of_distributed_holds_no_matrix_of_all_rows() -> None:
-    growth = run_processes(growth_in_distributed, 2)
-    assert 0 <= growth[0] < 80, f"rank 0 grew by {growth[0]} MiB; the rows of the other rank are 96 MiB"
+    """The rows of the other rank are 384 MiB; a library that allocates for the first time takes tens of them."""
+    assert 0 <= run_processes(growth_while_clustering, 2, "distributed")[0] < 250
+    assert run_processes(growth_while_clustering, 2, "rank0")[0] > 384
