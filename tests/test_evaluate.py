@@ -20,7 +20,7 @@ from dcdist.cli import main
 from dcdist.errors import UsageError
 from dcdist.evaluate import evaluate
 from dcdist.evaluate.measured import Options
-from dcdist.evaluate.stored_run import read_run
+from dcdist.stored_run import read_run
 from dcdist.evaluation.feature_sets import TRAINED
 from dcdist.metrics.partition_scores import hungarian_accuracy, majority_purity, nmi
 from tests.runs.conftest import experiment

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 from dcdist.data.source import ImageSource
 from dcdist.errors import UsageError
 from dcdist.evaluate.clusters import CLUSTERS
-from dcdist.evaluate.kinds import KNN, LINEAR, Kind, Report
+from dcdist.evaluate.kinds import KNN, LINEAR, Kind
 from dcdist.evaluate.measured import Options
-from dcdist.evaluate.stored_run import StoredRun, read_run
+from dcdist.evaluate.report import Report, header, where, write
 from dcdist.evaluate.subject import Subject, open_subject
-from dcdist.run_directory import RunDirectory
+from dcdist.stored_run import read_run
 
 KINDS: dict[str, Kind] = {"knn": KNN, "linear": LINEAR, "clusters": CLUSTERS}
 
@@ -55,7 +51,7 @@ def evaluate(url: str, kinds: Sequence[str], options: Options) -> dict[str, Repo
         for kind in kinds:
             took = {"features": features, "scores": seconds[kind]}
             reports[kind] = {**_describe(kind, subject), "seconds": took, "rows": rows[kind]}
-            _write(run.directory, kind, reports[kind])
+            write(run.directory, reports[kind])
     return reports
 
 
@@ -63,24 +59,15 @@ def render(report: Report) -> str:
     """A report for the terminal."""
     data = report["data"]
     others = "" if data["of_the_run"] else ", not those that the run was trained on"
-    where = (
-        f"{report['run']}, {report['checkpoint']} (stage {report['stage']}), "
-        f"{data['num_labelled']} labelled images of {data['root']}{others}"
-    )
-    return "\n".join([where, "", *KINDS[report["kind"]].render(report)])
+    images = f"{data['num_labelled']} labelled images of {data['root']}{others}"
+    return "\n".join([f"{where(report)}, {images}", "", *KINDS[report["kind"]].render(report)])
 
 
 def _describe(kind: str, subject: Subject) -> dict[str, Any]:
-    run = subject.run
     data = {"of_the_run": subject.is_the_runs_data, **_describe_source(subject.source, subject.root, subject.split)}
     heldout = subject.heldout and _describe_source(subject.heldout, subject.root, subject.heldout_split)
     return {
-        "kind": kind,
-        "run": str(run.directory),
-        **_describe_checkpoint(run),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": metadata.version("dcdist"),
-        "device": subject.images.numerics.device.type,
+        **header(kind, subject.run, subject.images.numerics.device),
         "data": data,
         "heldout": heldout,
         "label_names": subject.source.label_names,
@@ -88,11 +75,6 @@ def _describe(kind: str, subject: Subject) -> dict[str, Any]:
         "seeds": list(subject.options.seeds),
         "protocol": KINDS[kind].protocol(subject),
     }
-
-
-def _describe_checkpoint(run: StoredRun) -> dict[str, Any]:
-    position = {name: run.position[name] for name in ("stage", "epoch", "step", "stage_done")}
-    return {"checkpoint": str(run.checkpoint), **position}
 
 
 def _describe_source(source: ImageSource, root: str, split: str | None) -> dict[str, Any]:
@@ -105,12 +87,3 @@ def _describe_source(source: ImageSource, root: str, split: str | None) -> dict[
         "num_undecodable": len(source.undecodable),
         "fingerprint": source.fingerprint(),
     }
-
-
-def _write(directory: RunDirectory, kind: str, report: Report) -> None:
-    """Under the next free number, also where another evaluation takes one at the same time."""
-    content = json.dumps(report, indent=1, allow_nan=False).encode() + b"\n"
-    while True:
-        with contextlib.suppress(FileExistsError):
-            directory.storage.create_exclusive(directory.evaluation_file(kind), content)
-            return

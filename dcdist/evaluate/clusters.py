@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from dcdist.evaluate.kinds import Kind, Report, mean_and_deviation, spread
+from dcdist.evaluate.kinds import Kind, mean_and_deviation, spread
 from dcdist.evaluate.measured import FinalClusters, Measured
+from dcdist.evaluate.report import Report
 from dcdist.evaluate.subject import Subject
 from dcdist.evaluation.clusters import SCORES, Partition, describe_clusters, render_clusters
 from dcdist.evaluation.feature_sets import TRAINED

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcdist.evaluate.measured import Measured
+from dcdist.evaluate.report import Report
 from dcdist.evaluate.subject import Subject
 from dcdist.evaluation.knn import DEFAULT_TEMPERATURE, knn_accuracies
 from dcdist.evaluation.linear import PENALTIES, linear_accuracies
 from dcdist.evaluation.tables import aligned, figure
-
-Report = Mapping[str, Any]  # what is written, JSON values
 
 
 @dataclass(frozen=True)

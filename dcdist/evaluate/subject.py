@@ -25,10 +25,10 @@ from dcdist.distributed.place import Place
 from dcdist.engine.readout import Readout, assign_everywhere
 from dcdist.errors import UsageError
 from dcdist.evaluate.measured import FinalClusters, Labelled, Measured, Options
-from dcdist.evaluate.stored_run import StoredRun
 from dcdist.evaluation.clusters import Partition
 from dcdist.evaluation.feature_sets import PIXELS, TRAINED, UNTRAINED, FeatureSet, raw_pixels
 from dcdist.features import ImagePass, RawFeatures
+from dcdist.stored_run import StoredRun
 
 NO_SPLIT = "none"
 

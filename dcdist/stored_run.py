@@ -42,9 +42,16 @@ class StoredRun:
         """The stage that the checkpoint is of."""
         return next(stage for stage in self.config.resolved_stages() if stage.name == self.position["stage"])
 
-    def untrained(self) -> Backbone:
-        """The same network at its initial weights (random ones, wherever the run's own came from)."""
-        return _build(self.config)
+    def untrained(self, sobel: bool | None = None) -> Backbone:
+        """The same network at its initial weights (random ones, wherever the run's own came from).
+
+        Args:
+            sobel: with or without Sobel's filters; None: as the run has it.
+        """
+        if sobel is None:
+            return _build(self.config)
+        model = self.config.model.model_copy(update={"sobel": sobel})
+        return _build(self.config.model_copy(update={"model": model}))
 
     def fingerprints(self) -> set[str]:
         """Of the images that the run was trained on."""
