@@ -20,9 +20,9 @@ from dcdist.cli import main
 from dcdist.errors import UsageError
 from dcdist.evaluate import evaluate
 from dcdist.evaluate.measured import Options
-from dcdist.stored_run import read_run
 from dcdist.evaluation.feature_sets import TRAINED
 from dcdist.metrics.partition_scores import hungarian_accuracy, majority_purity, nmi
+from dcdist.stored_run import read_run
 from tests.runs.conftest import experiment
 from tests.runs.processes import run, write_config
 
