@@ -140,7 +140,7 @@ def info(root: Annotated[str, typer.Argument(help="anything that data.root takes
 def main(arguments: list[str] | None = None) -> Any:
     """Runs a command; every error that is meant for the user ends in its message and its exit code."""
     try:
-        return app(arguments)
+        return app(arguments, obj=arguments)
     except DcdistError as error:
         if not _is_one_of_many():
             prefix = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "

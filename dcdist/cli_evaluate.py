@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dcdist.cli_processes import NumProcesses, share_out
+
+if TYPE_CHECKING:
+    from dcdist.errors import ExitCode
+    from dcdist.member import Member
 
 evaluate_app = typer.Typer(
     help="Score a run's features or clusters against labels, from its folder alone.", no_args_is_help=True
@@ -45,18 +51,87 @@ def knn(
 
 @evaluate_app.command("linear")
 def linear(
+    context: typer.Context,
     run: Run,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="quick: logistic regression of the backbone's output; or SGD on layers as published: deepcluster, "
+            "deepcluster-vgg16, goyal-imagenet, goyal-places, swav"
+        ),
+    ] = "quick",
+    layers: Annotated[str | None, typer.Option(help="with commas; by default all convolutions or blocks")] = None,
+    mlp: Annotated[bool, typer.Option("--mlp", help="also a perceptron on the last layer")] = False,
+    ten_crop: Annotated[bool, typer.Option("--ten-crop", help="score by ten crops of each image")] = False,
+    epochs: Annotated[int | None, typer.Option(help="instead of the preset's", min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="instead of the preset's", min=0)] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="instead of the preset's", min=0)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="of all processes, instead of the preset's", min=1)] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="folder for features of central crops, which are then what is trained on")
+    ] = None,
+    num_processes: NumProcesses = None,
     stage: Stage = None,
     data: Data = None,
     split: Split = None,
     heldout_split: HeldoutSplit = None,
     device: Device = "auto",
-    seeds: Seeds = 3,
+    seeds: Annotated[int | None, typer.Option(help="seeds 0..N-1; by default 3, of SGD 1", min=1)] = None,
     baselines: Baselines = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train a linear classifier on frozen features of the training images; score it on held-out ones."""
-    _evaluate("linear", run, baselines, as_json, stage, data, split, heldout_split, device, num_seeds=seeds)
+    """Train linear classifiers on frozen features of the training images; score them on held-out ones."""
+    from dcdist.errors import ExitCode, UsageError
+
+    sgd = {
+        "--layers": layers,
+        "--mlp": mlp or None,
+        "--ten-crop": ten_crop or None,
+        "--epochs": epochs,
+        "--learning-rate": learning_rate,
+        "--weight-decay": weight_decay,
+        "--batch-size": batch_size,
+        "--cache": cache,
+        "--num-processes": num_processes,
+    }
+    if preset == "quick":
+        given = [name for name, value in sgd.items() if value is not None]
+        if given:
+            raise UsageError(
+                f"{given[0]} means nothing to --preset=quick: choose another preset, as in --preset deepcluster"
+            )
+        _evaluate("linear", run, baselines, as_json, stage, data, split, heldout_split, device, num_seeds=seeds or 3)
+        return
+
+    def share(member: Member) -> ExitCode:
+        import json
+
+        from dcdist.evaluate.layers import LayerOptions, evaluate_layers, render_layers
+
+        options = LayerOptions(
+            stage=stage,
+            data=data,
+            split=split,
+            heldout_split=heldout_split,
+            device=device,
+            preset=preset,
+            layers=tuple(layers.split(",")) if layers else (),
+            mlp=mlp,
+            ten_crop=ten_crop,
+            num_seeds=seeds or 1,
+            num_epochs=epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            cache=cache,
+            baselines=baselines,
+        )
+        report = evaluate_layers(run, options, member)
+        if report is not None:
+            typer.echo(json.dumps(report) if as_json else render_layers(report))
+        return ExitCode.DONE
+
+    raise share_out(context, num_processes, device, share)
 
 
 @evaluate_app.command("clusters")

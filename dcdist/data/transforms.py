@@ -37,14 +37,17 @@ class View:
     """How a square of `size` pixels is cut out of an image, and what is done to its pixels.
 
     `center`: the short side becomes `resize`, then the middle is cut out (Resize + CenterCrop); computed as a crop, its
-    edges rounded to whole pixels of the source, that is then resized. `random_resized`: a crop of random area and
+    edges rounded to whole pixels of the source, that is then resized; `position` moves it from the middle to an edge or
+    a corner. `random`: anywhere in the central square of `resize` pixels (Resize + CenterCrop + RandomCrop, as
+    Krizhevsky et al. 2012 take 224 of 256). `random_resized`: a crop of random area and
     aspect ratio (Szegedy et al. 2015, as torchvision draws it). `full`: the whole image, squeezed. Every resize is
     bilinear and antialiased.
     """
 
     size: int
-    crop: Literal["center", "random_resized", "full"] = "center"
+    crop: Literal["center", "random", "random_resized", "full"] = "center"
     resize: int | None = None  # None: size
+    position: tuple[float, float] = (0.5, 0.5)  # of the central crop: 0 is the top or the left edge, 1 the other
     scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     horizontal_flip: bool = False  # of half of the images
@@ -56,8 +59,8 @@ class View:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"a view's size is {self.size}, it must be at least 1 pixel")
-        if self.crop not in ("center", "random_resized", "full"):
-            raise ValueError(f"unknown crop {self.crop!r}: center, random_resized and full are known")
+        if self.crop not in ("center", "random", "random_resized", "full"):
+            raise ValueError(f"unknown crop {self.crop!r}: center, random, random_resized and full are known")
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"the short side becomes {self.resize}: too small to cut {self.size} pixels out")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -95,7 +98,10 @@ class View:
         if self.crop == "full":
             return 0, 0, height, width
         if self.crop == "center":
-            return center_box(height, width, self.resize or self.size, self.size)
+            return center_box(height, width, self.resize or self.size, self.size, self.position)
+        if self.crop == "random":
+            square = self.resize or self.size
+            return _box_within(center_box(height, width, square, square), self.size / square, draws.position[index])
         return self._random_box(height, width, draws, index)
 
     def _random_box(self, height: int, width: int, draws: Draws, index: int) -> tuple[int, int, int, int]:
@@ -118,15 +124,30 @@ class View:
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def center_box(height: int, width: int, resize: int, size: int) -> tuple[int, int, int, int]:
-    """The part of an image that resizing its short side to `resize` and cutting out the central `size` pixels shows."""
+def center_box(
+    height: int, width: int, resize: int, size: int, position: tuple[float, float] = (0.5, 0.5)
+) -> tuple[int, int, int, int]:
+    """The part of an image that resizing its short side to `resize` and cutting out `size` pixels shows.
+
+    By default the central ones; `position` is how far down and right they lie, 0 to 1.
+    """
     short = min(height, width)
     resized = [resize if side == short else int(resize * side / short) for side in (height, width)]
     edges = []
-    for side, resized_side in zip((height, width), resized, strict=True):
-        start = round((resized_side - size) / 2)
+    for side, resized_side, share in zip((height, width), resized, position, strict=True):
+        start = round((resized_side - size) * share)
         low = round(start * side / resized_side)
         high = round((start + size) * side / resized_side)
         edges.append((low, max(1, high - low)))
     (top, crop_height), (left, crop_width) = edges
     return min(top, height - crop_height), min(left, width - crop_width), crop_height, crop_width
+
+
+def _box_within(
+    box: tuple[int, int, int, int], share: float, position: np.ndarray[Any, Any]
+) -> tuple[int, int, int, int]:
+    """A box of `share` of each side of another one, anywhere in it: two uniform numbers say where."""
+    top, left, *sides = box
+    height, width = (max(1, round(side * share)) for side in sides)
+    down, right = position.tolist()
+    return top + int(down * (sides[0] - height + 1)), left + int(right * (sides[1] - width + 1)), height, width

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dcdist.data.source import ImageSource
 from dcdist.errors import UsageError
 from dcdist.evaluate.clusters import CLUSTERS
 from dcdist.evaluate.kinds import KNN, LINEAR, Kind
+from dcdist.evaluate.labelled_images import images_line
 from dcdist.evaluate.measured import Options
 from dcdist.evaluate.report import Report, header, where, write
 from dcdist.evaluate.subject import Subject, open_subject
@@ -57,33 +57,14 @@ def evaluate(url: str, kinds: Sequence[str], options: Options) -> dict[str, Repo
 
 def render(report: Report) -> str:
     """A report for the terminal."""
-    data = report["data"]
-    others = "" if data["of_the_run"] else ", not those that the run was trained on"
-    images = f"{data['num_labelled']} labelled images of {data['root']}{others}"
-    return "\n".join([f"{where(report)}, {images}", "", *KINDS[report["kind"]].render(report)])
+    return "\n".join([f"{where(report)}, {images_line(report)}", "", *KINDS[report["kind"]].render(report)])
 
 
 def _describe(kind: str, subject: Subject) -> dict[str, Any]:
-    data = {"of_the_run": subject.is_the_runs_data, **_describe_source(subject.source, subject.root, subject.split)}
-    heldout = subject.heldout and _describe_source(subject.heldout, subject.root, subject.heldout_split)
     return {
         **header(kind, subject.run, subject.images.numerics.device),
-        "data": data,
-        "heldout": heldout,
-        "label_names": subject.source.label_names,
+        **subject.labelled.describe(subject.run),
         "num_classes": subject.num_classes,
         "seeds": list(subject.options.seeds),
         "protocol": KINDS[kind].protocol(subject),
-    }
-
-
-def _describe_source(source: ImageSource, root: str, split: str | None) -> dict[str, Any]:
-    assert source.labels is not None
-    return {
-        "root": root,
-        "split": split,
-        "num_images": len(source),
-        "num_labelled": int((source.labels >= 0).sum()),
-        "num_undecodable": len(source.undecodable),
-        "fingerprint": source.fingerprint(),
     }

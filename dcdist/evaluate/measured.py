@@ -15,15 +15,21 @@ from dcdist.evaluation.feature_sets import PIXELS, TRAINED, UNTRAINED
 Labelled = tuple[torch.Tensor, torch.Tensor]  # features [L, D] float32, labels [L] int64
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a person may choose; None is as the run has it."""
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What a person may choose of every kind of evaluation on labelled images; None is as the run has it."""
 
     stage: str | None = None  # as this stage left the run; None: as it is
     data: str | None = None
     split: str | None = None  # "none": all images
     heldout_split: str | None = None  # "none": no images are held out
     device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """What may be chosen where features are extracted once."""
+
     num_seeds: int = 3
     neighbors: tuple[int, ...] = (10, 20, 100, 200)
     whitening_dimensions: int | None = None

@@ -13,24 +13,20 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 import torch
 
-from dcdist.build.run import build_numerics, open_data
+from dcdist.build.run import build_numerics
 from dcdist.build.views import build_images
 from dcdist.clustering.types import FeatureShard
-from dcdist.data.loader import BatchLoader
-from dcdist.data.loader_processes import start_server
 from dcdist.data.source import ImageSource
-from dcdist.devices import num_loader_processes, take_device
+from dcdist.devices import take_device
 from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.place import Place
 from dcdist.engine.readout import Readout, assign_everywhere
-from dcdist.errors import UsageError
+from dcdist.evaluate.labelled_images import LabelledImages, open_labelled, open_loader
 from dcdist.evaluate.measured import FinalClusters, Labelled, Measured, Options
 from dcdist.evaluation.clusters import Partition
 from dcdist.evaluation.feature_sets import PIXELS, TRAINED, UNTRAINED, FeatureSet, raw_pixels
 from dcdist.features import ImagePass, RawFeatures
 from dcdist.stored_run import StoredRun
-
-NO_SPLIT = "none"
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,16 @@ class Subject:
 
     run: StoredRun
     options: Options
-    root: str
-    split: str | None
-    heldout_split: str | None
-    source: ImageSource
-    heldout: ImageSource | None
+    labelled: LabelledImages
     images: ImagePass
+
+    @property
+    def source(self) -> ImageSource:
+        return self.labelled.source
+
+    @property
+    def heldout(self) -> ImageSource | None:
+        return self.labelled.heldout
 
     @property
     def num_classes(self) -> int:
@@ -59,7 +59,7 @@ class Subject:
 
     @property
     def is_the_runs_data(self) -> bool:
-        return self.source.fingerprint() in self.run.fingerprints()
+        return self.labelled.are_those_of(self.run)
 
     def measured(self) -> Iterator[Measured]:
         """Each of the networks that were asked for, with its features; one after another, for they are large."""
@@ -137,42 +137,8 @@ def open_subject(run: StoredRun, options: Options) -> Iterator[Subject]:
     Raises:
         UsageError: no such images or split, or they have no labels; no such device.
     """
-    data = run.config.data
-    root = options.data or data.root
-    split, heldout_split = _chosen(options.split, data.split), _chosen(options.heldout_split, data.heldout_split)
-    section = data.model_copy(update={"root": root})
-    source = _with_labels(open_data(section, split), f"{root}{_named(split)}", "")
-    heldout = None
-    if heldout_split is not None:
-        instead = f", or --heldout-split {NO_SPLIT}"
-        heldout = _with_labels(open_data(section, heldout_split), f"{root}{_named(heldout_split)}", instead)
+    labelled = open_labelled(run, options)
     device = take_device(run.config.launch.model_copy(update={"device": options.device}), Place(0, 1, 0, 1))
-    num_workers = num_loader_processes(data, device)
-    if num_workers > 0:
-        start_server()
-    sources = [source] if heldout is None else [source, heldout]
-    loader = BatchLoader(sources, num_workers, pin_memory=device.type == "cuda")
-    numerics = build_numerics(run.stage.train, device)
-    try:
-        yield Subject(
-            run, options, root, split, heldout_split, source, heldout, build_images(run.stage, numerics, loader)
-        )
-    finally:
-        loader.close()
-
-
-def _chosen(given: str | None, default: str | None) -> str | None:
-    return default if given is None else None if given == NO_SPLIT else given
-
-
-def _named(split: str | None) -> str:
-    return "" if split is None else f", split {split}"
-
-
-def _with_labels(source: ImageSource, name: str, instead: str) -> ImageSource:
-    if source.labels is None:
-        raise UsageError(
-            f"{name} has no labels, and features are scored against labels: give images that have them by --data "
-            f"(a folder a class, or Parquet with a column label){instead}"
-        )
-    return source
+    with open_loader(run, labelled, device) as loader:
+        numerics = build_numerics(run.stage.train, device)
+        yield Subject(run, options, labelled, build_images(run.stage, numerics, loader))

@@ -6,10 +6,12 @@ Shapes: B images, S side in pixels, C channels of a map, h x w its positions, D 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
+
+OUTPUT = "output"  # the name of what a backbone gives out, among its layers
 
 
 class Backbone(nn.Module):
@@ -53,6 +55,29 @@ class Backbone(nn.Module):
         features: torch.Tensor = self.top(self.maps(images))
         return features
 
+    def layer_names(self) -> list[str]:
+        """The stages of the body that have weights, in order: all but the poolings."""
+        return [name for name, stage in self.body.named_children() if any(True for _ in stage.parameters())]
+
+    def layers(self, images: torch.Tensor, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Normalised images [B, 3, S, S] -> the maps of some layers, by name; nothing is computed past the last one.
+
+        Args:
+            images: of the size that the network was built for, where OUTPUT are asked for.
+            names: stages of the body, or what lies in them ("features.3"); OUTPUT is the backbone's output [B, D].
+
+        Raises:
+            KeyError: the body has no such layer.
+        """
+        found: dict[str, torch.Tensor] = {}
+        to_the_end = OUTPUT in names
+        maps = _forward(self.body, self.stem(images), set(names) - {OUTPUT}, found, to_the_end)
+        if to_the_end:
+            found[OUTPUT] = self.top(maps)
+        if missing := sorted(set(names) - found.keys()):
+            raise KeyError(missing[0])
+        return found
+
     def map_shape(self, side: int) -> tuple[int, ...]:
         """[1, C, h, w] of an image or tile of side x side, found without the computation.
 
@@ -66,6 +91,28 @@ class Backbone(nn.Module):
     def feature_shape(self, side: int) -> tuple[int, ...]:
         """[1, D] of an image of side x side; as `map_shape`."""
         return output_shape(self.top, self.map_shape(side))
+
+
+def _forward(
+    module: nn.Sequential,
+    inputs: torch.Tensor,
+    wanted: Collection[str],
+    found: dict[str, torch.Tensor],
+    to_the_end: bool,
+    prefix: str = "",
+) -> torch.Tensor:
+    """Runs a chain of stages until the wanted outputs are found, which may lie in a stage that is a chain itself."""
+    for name, child in module.named_children():
+        path = prefix + name
+        if isinstance(child, nn.Sequential) and any(other.startswith(f"{path}.") for other in wanted):
+            inputs = _forward(child, inputs, wanted, found, to_the_end, f"{path}.")
+        else:
+            inputs = child(inputs)
+        if path in wanted:
+            found[path] = inputs.clone() if prefix else inputs  # within a stage, what comes next may work in place
+        if not to_the_end and len(found) == len(wanted):
+            break
+    return inputs
 
 
 def convolution(

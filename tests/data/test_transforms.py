@@ -132,7 +132,7 @@ def test_what_an_image_gets_does_not_depend_on_the_others(make_pixels):
     ("arguments", "message"),
     [
         ({"size": 0}, "at least 1 pixel"),
-        ({"size": 8, "crop": "middle"}, "center, random_resized and full"),
+        ({"size": 8, "crop": "middle"}, "center, random, random_resized and full"),
         ({"size": 224, "resize": 200}, "becomes 200: too small to cut 224"),
         ({"size": 8, "scale": (0.0, 1.0)}, "scale is"),
         ({"size": 8, "scale": (0.5, 1.5)}, "scale is"),
