@@ -8,8 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from dcdist.cli_assign import assign
 from dcdist.cli_evaluate import evaluate_app
+from dcdist.cli_export import export
+from dcdist.cli_report import report
+from dcdist.cli_retrieval import retrieval
 from dcdist.cli_submit import ConfigFile, Overrides, submit_app
+from dcdist.cli_voc import voc_classification, voc_detection, voc_segmentation
 from dcdist.errors import DcdistError, ExitCode, UsageError
 
 app = typer.Typer(
@@ -22,6 +27,13 @@ data_app = typer.Typer(help="Make, pack and inspect data.", no_args_is_help=True
 app.add_typer(data_app, name="data")
 app.add_typer(submit_app, name="submit")
 app.add_typer(evaluate_app, name="evaluate")
+evaluate_app.command("voc-classification")(voc_classification)
+evaluate_app.command("voc-detection")(voc_detection)
+evaluate_app.command("voc-segmentation")(voc_segmentation)
+app.command()(assign)
+app.command()(report)
+evaluate_app.command("retrieval")(retrieval)
+app.command("export")(export)
 
 Destination = Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace shards that are there already")]

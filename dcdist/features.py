@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from dcdist.faults import fault_point
 from dcdist.models.heads import Embedder
 from dcdist.models.numerics import Numerics
 
-_ROWS_A_BLOCK = 4096
+ROWS_A_BLOCK = 4096  # transformed at a time
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class RawFeatures:
 
     def id_blocks(self) -> Iterator[torch.Tensor]:
         """The sample ids of the rows of `blocks`, block by block."""
-        yield from torch.split(self.ids(), _ROWS_A_BLOCK)
+        yield from torch.split(self.ids(), ROWS_A_BLOCK)
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows [n, D] in order, a block [b, D] of half precision at a time, on the device."""
-        for start in range(0, self._count, _ROWS_A_BLOCK):
-            yield self._rows[start : min(start + _ROWS_A_BLOCK, self._count)].to(self._device)
+        for start in range(0, self._count, ROWS_A_BLOCK):
+            yield self._rows[start : min(start + ROWS_A_BLOCK, self._count)].to(self._device)
 
 
 def contiguous_range(num_samples: int, rank: int, world_size: int) -> range:
@@ -87,7 +88,14 @@ def num_boundaries(num_samples: int, batch_size: int, world_size: int) -> int:
     return -(-len(contiguous_range(num_samples, world_size - 1, world_size)) // batch_size)
 
 
-@torch.no_grad()
+class FeatureBatch(NamedTuple):
+    """The rows of the images of a batch that decode, and why the others do not."""
+
+    sample_ids: torch.Tensor  # [b] int64, ascending
+    rows: torch.Tensor  # [b, D] float32 on the CPU
+    failures: tuple[tuple[int, str], ...]
+
+
 def extract_features(
     embedder: Embedder,
     source: ImageSource,
@@ -104,21 +112,34 @@ def extract_features(
     """
     own = contiguous_range(len(source), collectives.rank, collectives.world_size)
     raw = RawFeatures(len(own), embedder.num_features, images.memory_limit_bytes, images.numerics.device)
+    for batch in feature_batches(embedder, source, images, collectives, at_boundary):
+        raw.failures.update(batch.failures)
+        raw.append(batch.sample_ids, batch.rows)
+    return raw
+
+
+@torch.no_grad()
+def feature_batches(
+    embedder: Embedder,
+    source: ImageSource,
+    images: ImagePass,
+    collectives: Collectives,
+    at_boundary: Callable[[], None] = lambda: None,
+) -> Iterator[FeatureBatch]:
+    """What `extract_features` collects, a batch at a time. Collective, as that is."""
     was_training = embedder.training
     embedder.train(False)
     try:
         for batch in _batches(source, images, (images.view,), collectives, at_boundary):
-            raw.failures.update(batch.failures)
             (pixels,) = prepare(batch.to(images.numerics.device), (images.view,)).views
             with images.numerics.autocast():
                 rows = embedder(pixels)
             rows = rows.float().cpu()[batch.decoded]
             sample_ids = batch.sample_ids[batch.decoded]
             _refuse_non_finite(rows, sample_ids, source)
-            raw.append(sample_ids, rows)
+            yield FeatureBatch(sample_ids, rows, batch.failures)
     finally:
         embedder.train(was_training)
-    return raw
 
 
 def find_undecodable(
