@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-_FLAT = 0.05
+FLAT = 0.05  # added to the standard deviation of an image that is standardised
 _SHADING_GRID = 3  # points a side, between which the light changes linearly
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as Pillow and torchvision round it
 
@@ -35,7 +35,7 @@ def standardize(images: torch.Tensor) -> torch.Tensor:
     What is nearly flat stays small: 0.05 is added to the standard deviation (of values in 0..1).
     """
     deviation, mean = torch.std_mean(images, (1, 2, 3), keepdim=True, correction=0)
-    return (images - mean) / (deviation + _FLAT)
+    return (images - mean) / (deviation + FLAT)
 
 
 @dataclass(frozen=True)

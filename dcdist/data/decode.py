@@ -67,7 +67,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray[Any, Any]:
             warnings.simplefilter("ignore")  # oddities of metadata; size is checked here, damage raises
             with Image.open(io.BytesIO(data)) as image:
                 _refuse_bomb(*image.size)
-                return np.array(_to_rgb(image), order="C")
+                return np.array(to_rgb(image), order="C")
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
@@ -78,7 +78,12 @@ def _decode_with_pillow(data: bytes) -> np.ndarray[Any, Any]:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB: 16 bits become 8, transparent pixels are laid over white.
+
+    Raises:
+        UndecodableImage: floating-point pixels, or integers that do not fit in 16 bits.
+    """
     if image.mode == "F":
         raise UndecodableImage("floating-point pixels have no defined range")
     if image.mode == "I" or image.mode.startswith("I;"):

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
-from torch import nn
 
 from dcdist.errors import UsageError
 from dcdist.models.backbone import Backbone
+from dcdist.models.published_names import numbered_layers
 from dcdist.models.weight_files import Weights, read_weights
 
 # Where torchvision's names are found in a backbone: as they are, in a ResNet's stem, or in a vision transformer.
@@ -109,11 +109,7 @@ class _Names:
 
     def __init__(self, backbone: Backbone) -> None:
         self._own = backbone.state_dict().keys()
-        # AlexNet and VGG number their layers, in torchvision and in the code of DeepCluster alike.
-        leaves = [name for name, layer in backbone.body.named_modules() if not list(layer.children())]
-        layers = [name for name, layer in backbone.top.named_children() if not isinstance(layer, nn.Flatten)]
-        self._numbered = {f"features.{number}": f"body.{name}" for number, name in enumerate(leaves)}
-        self._numbered |= {f"classifier.{number}": f"top.{name}" for number, name in enumerate(layers)}
+        self._numbered = numbered_layers(backbone)
 
     def of(self, key: str) -> str | None:
         """The backbone's name for what a file calls so, None where there is no such tensor."""
