@@ -265,3 +265,61 @@ def test_tables_and_json(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "final clusters: 3, cluster x class on the training images" in printed
     assert "trained network, the run's own" in printed
     assert "trained network, whitened, k-means" in printed
+
+
+def test_linear_classifiers_on_layers(finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All layers of three networks by two processes, as by one; each layer as it comes out alone."""
+    folder = copy_of(finished, tmp_path / "run")
+    command = ["evaluate", "linear", str(folder), "--preset", "goyal-places", "--epochs", "3", "--batch-size", "64"]
+    assert ends([*command, "--seeds", "2", "--num-processes", "2", "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    rows = {(row["name"], row["layer"]): row for row in report["rows"]}
+    networks = ["trained network", "untrained network, with Sobel", "untrained network, without Sobel"]
+    assert list(rows) == [(name, f"conv{number}") for name in networks for number in (1, 2, 3, 4)]
+    trained = [rows[networks[0], f"conv{number}"]["top1"]["mean"] for number in (1, 2, 3, 4)]
+    assert max(trained) > 0.3
+    assert all(row["top5"]["mean"] >= row["top1"]["mean"] for row in report["rows"])
+    assert (report["protocol"]["num_epochs"], report["protocol"]["num_processes"]) == (3, 2)
+    assert report["protocol"]["pooling"]["conv1"] == [8, 8, 8]
+    assert json.loads((folder / "evaluations" / "linear-0001.json").read_text()) == report
+    alone = [*command, "--layers", "conv2", "--no-baselines", "--num-processes", "1", "--json"]
+    assert ends(alone) == 0
+    (row,) = json.loads(capfd.readouterr().out)["rows"]
+    assert row["top1"]["mean"] == pytest.approx(rows[networks[0], "conv2"]["seeds"][0]["top1"], abs=0.02)
+    assert row["top1"]["deviation"] is None
+
+
+def test_linear_classifiers_from_a_cache_by_ten_crops(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, cache = copy_of(finished, tmp_path / "run"), tmp_path / "cache"
+    command = ["evaluate", "linear", str(folder), "--preset", "swav", "--layers", "conv4,output", "--epochs", "4"]
+    command += ["--batch-size", "64", "--cache", str(cache), "--ten-crop", "--mlp", "--num-processes", "1"]
+    assert ends(command) == 0
+    printed = capfd.readouterr().out
+    files = sorted(path.name for path in cache.iterdir())
+    assert len(files) == 2 * 3 * 2
+    assert ends(command) == 0
+    assert capfd.readouterr().out == printed
+    assert sorted(path.name for path in cache.iterdir()) == files
+    header = next(line for line in printed.splitlines() if line.startswith("top-1"))
+    assert header.split() == ["top-1", "conv4", "output", "conv4,", "perceptron"]
+    assert "4 epochs of SGD on central crops of the training images,\nscored by ten crops" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "simclr"], "--preset='simclr' is unknown: quick, deepcluster, deepcluster-vgg16, goyal-imagenet"),
+        (["--layers", "conv1"], "--layers means nothing to --preset=quick"),
+        (["--preset", "swav", "--layers", "conv1,conv7"], "the network has no layer 'conv7'; it has conv1, conv2"),
+        (["--preset", "swav", "--heldout-split", "none"], "evaluate linear needs images that were kept out"),
+        (["--preset", "swav", "--learning-rate", "1e30"], "set a lower learning rate than 1e+30"),
+    ],
+)
+def test_wrong_use_of_linear_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    folder = str(copy_of(finished, tmp_path / "run"))
+    assert ends(["evaluate", "linear", folder, *options]) in (1, 2)
+    assert message in capsys.readouterr().err

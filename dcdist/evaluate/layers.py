@@ -228,7 +228,7 @@ def render_layers(report: Report) -> str:
             rows += [_published(row, layers) for row in report["published"]]
         lines += [*aligned([title, *layers], rows), ""]
     protocol = report["protocol"]
-    crops = {"random": "random crops", "random_resized": "random resized crops", "center": "central crops, once"}
+    crops = {"random": "random crops", "random_resized": "random resized crops", "center": "central crops"}
     test_crops = "ten crops" if protocol["test_crops"] == 10 else "the central crop"
     lines.append(
         f"linear classifiers on frozen layers, {protocol['num_epochs']} epochs of SGD on {crops[protocol['crop']]} of "

@@ -142,3 +142,33 @@ def test_what_an_image_gets_does_not_depend_on_the_others(make_pixels):
 def test_impossible_views_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         View(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        ((0.0, 0.0), (0, 0)),
+        ((0.0, 1.0), (0, 32)),
+        ((1.0, 0.0), (32, 0)),
+        ((1.0, 1.0), (32, 32)),
+        ((0.5, 0.5), (16, 16)),
+    ],
+)
+def test_corners_are_torchvisions_five_crops(make_pixels, position, expected):
+    image = make_pixels(256, 256)
+    assert tuple(boxes(View(224, resize=256, position=position), 256, 256, 1)[0]) == (*expected, 224, 224)
+    crops = v2.FiveCrop(224)(torch.from_numpy(image).permute(2, 0, 1))
+    ours = torch.from_numpy(apply(View(224, resize=256, position=position), image)).permute(2, 0, 1)
+    assert sum(torch.equal(ours, crop) for crop in crops) == 1
+
+
+def test_random_crops_lie_anywhere_in_the_central_square():
+    """Of 375 x 500 the central square of 256 resized pixels is all of the height and columns 62 to 437."""
+    found = boxes(View(224, "random", resize=256), 375, 500, 20_000)
+    assert set(found[:, 2]) == {328}
+    assert set(found[:, 3]) == {328}
+    assert (found[:, 0].min(), found[:, 0].max()) == (0, 47)
+    assert (found[:, 1].min(), found[:, 1].max()) == (62, 62 + 47)
+    counts = np.bincount(found[:, 0])
+    assert counts.min() > 300  # 417 expected, uniform over 48 places
+    assert abs(np.corrcoef(found[:, 0], found[:, 1])[0, 1]) < 0.03

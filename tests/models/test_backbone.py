@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcdist.models.backbone import narrow, output_shape
+from dcdist.models.backbone import OUTPUT, narrow, output_shape
 from dcdist.models.small import small_convnet
 from dcdist.models.sobel import Sobel
 
@@ -19,6 +19,28 @@ def test_forward_is_the_top_of_the_maps() -> None:
         assert torch.equal(maps, network.body(network.stem(images)))
         assert torch.equal(network(images), network.top(maps))
     assert maps.shape[1] == network.num_channels
+
+
+def test_layers_are_the_maps_on_the_way() -> None:
+    with torch.random.fork_rng(), torch.no_grad():
+        network = small_convnet(Sobel(), 2, 32).eval()
+        images = torch.rand(2, 3, 32, 32)
+        found = network.layers(images, ["conv2", "conv1.1", OUTPUT])
+        assert network.layer_names() == ["conv1", "conv2", "conv3", "conv4"]
+        edges = network.stem(images)
+        normalised = network.body.conv1[1](network.body.conv1[0](edges))
+        assert torch.equal(found["conv1.1"], normalised), "before the ReLU that works in place"
+        assert torch.equal(found["conv2"], network.body.conv2(network.body.conv1(edges)))
+        assert torch.equal(found[OUTPUT], network(images))
+    with pytest.raises(KeyError, match="conv9"):
+        network.layers(images, ["conv9"])
+
+
+def test_nothing_is_computed_past_the_last_layer_that_is_wanted() -> None:
+    with torch.random.fork_rng(), torch.no_grad():
+        network = small_convnet(Sobel(), 2, 32).eval()
+        network.body.conv3 = nn.Linear(1, 1)  # would fail
+        assert network.layers(torch.rand(1, 3, 32, 32), ["conv2"])["conv2"].shape[0] == 1
 
 
 def test_narrow_keeps_the_weights_of_the_first_channels() -> None:
