@@ -86,6 +86,7 @@ def voc_detection(
     image_size: Annotated[
         str, typer.Option(help="short side of images; several with commas: one at random, the last one in the test")
     ] = "600",
+    proposals: Annotated[int, typer.Option(help="regions of a test image that are classified", min=1)] = 300,
     frozen_convolutions: Annotated[
         int, typer.Option(help="first convolutions that stay as they are where all is trained", min=0)
     ] = 1,
@@ -109,7 +110,7 @@ def voc_detection(
     from dcdist.evaluate.voc_detection import DetectionOptions, evaluate_detection, render_detection
     from dcdist.evaluation.region_network import RegionOptions
 
-    own = DetectionOptions(RegionOptions(short_sides=short_sides), frozen_convolutions)
+    own = DetectionOptions(RegionOptions(short_sides=short_sides, proposals_in_prediction=proposals), frozen_convolutions)
     _show(evaluate_detection(run, options, own), render_detection, as_json)
 
 

@@ -10,8 +10,9 @@ from dcdist.data.transforms import View
 from dcdist.data.voc import CLASSES
 from dcdist.errors import UsageError
 from dcdist.evaluate.report import Report, write
-from dcdist.evaluate.voc_subject import Say, VocOptions, VocSubject, open_voc_subject
+from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Say, VocOptions, VocSubject, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
+from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.fine_tuning import ALL, FC68
 from dcdist.evaluation.voc_classification import (
     PRESETS,
@@ -89,6 +90,7 @@ def evaluate_classification(url: str, options: VocOptions, own: ClassificationOp
             }
 
         protocol = {
+            UNTRAINED: UNTRAINED_STATISTICS,
             "name": "multi-label classification, trained further",
             "preset": own.preset,
             "recipes": {mode: recipe.describe() for mode, recipe in recipes.items()},
@@ -106,7 +108,7 @@ def evaluate_classification(url: str, options: VocOptions, own: ClassificationOp
 def render_classification(report: Report) -> str:
     """For the terminal."""
     columns = {"map": "mAP", "map_eleven_points": "11-point"}
-    published = "VOC 2007, all of trainval to test"
+    protocol, published = report["protocol"], "VOC 2007, all of trainval to test"
     return "\n".join(
         [
             *heading(report),
@@ -114,8 +116,7 @@ def render_classification(report: Report) -> str:
             "",
             *class_table(report, "class", "AP"),
             "",
-            *notes(report, published),
-            f"mAP: {report['protocol']['map']}; {report['protocol']['test']}",
+            *notes(report, published, f"mAP: {protocol['map']}; {protocol['test']}"),
         ]
     )
 

@@ -12,8 +12,9 @@ from dcdist.data.voc import CLASSES
 from dcdist.data.voc_objects import VocObjects, read_objects
 from dcdist.errors import UsageError
 from dcdist.evaluate.report import Report, write
-from dcdist.evaluate.voc_subject import Images, Say, VocOptions, open_voc_subject
+from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Images, Say, VocOptions, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
+from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.fine_tuning import ALL, FC68
 from dcdist.evaluation.region_network import RegionOptions, region_parts
 from dcdist.evaluation.voc_detection import RECIPE, DetectionData, WholeImage, measure_detection
@@ -76,6 +77,7 @@ def evaluate_detection(url: str, options: VocOptions, own: DetectionOptions) -> 
             }
 
         protocol = {
+            UNTRAINED: UNTRAINED_STATISTICS,
             "name": "Faster R-CNN, trained further",
             "recipe": recipe.describe(),
             "trained": _trained(own.frozen_convolutions),
@@ -91,6 +93,7 @@ def evaluate_detection(url: str, options: VocOptions, own: DetectionOptions) -> 
 
 def render_detection(report: Report) -> str:
     """For the terminal."""
+    protocol = report["protocol"]
     published = "VOC 2007, all of trainval to test, Fast R-CNN on selective search's regions (here: Faster R-CNN)"
     return "\n".join(
         [
@@ -99,9 +102,7 @@ def render_detection(report: Report) -> str:
             "",
             *class_table(report, "class", "11-point AP"),
             "",
-            *notes(report, published),
-            f"network: {report['protocol']['network']}",
-            f"mAP: {report['protocol']['map']}",
+            *notes(report, published, f"network: {protocol['network']}", f"mAP: {protocol['map']}"),
         ]
     )
 

@@ -9,8 +9,9 @@ from typing import Any
 from dcdist.data.voc import CLASSES, Voc
 from dcdist.data.voc_objects import read_mask
 from dcdist.evaluate.report import Report, write
-from dcdist.evaluate.voc_subject import Images, Say, VocOptions, open_voc_subject
+from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Images, Say, VocOptions, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
+from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.fine_tuning import ALL, FC68
 from dcdist.evaluation.voc_segmentation import (
     CROP_SIZE,
@@ -65,6 +66,7 @@ def evaluate_segmentation(url: str, options: VocOptions, own: SegmentationOption
             }
 
         protocol = {
+            UNTRAINED: UNTRAINED_STATISTICS,
             "name": "fully convolutional network, trained further",
             "recipe": recipe.describe(),
             "trained": _trained(),
@@ -80,6 +82,7 @@ def evaluate_segmentation(url: str, options: VocOptions, own: SegmentationOption
 
 def render_segmentation(report: Report) -> str:
     """For the terminal."""
+    protocol = report["protocol"]
     return "\n".join(
         [
             *heading(report),
@@ -87,9 +90,12 @@ def render_segmentation(report: Report) -> str:
             "",
             *class_table(report, "class", "IoU"),
             "",
-            *notes(report, "VOC 2012, all of train to val, FCN-32s"),
-            f"network: {report['protocol']['network']}",
-            f"mean IoU: {report['protocol']['mean_iou']}; -: neither in the masks nor predicted",
+            *notes(
+                report,
+                "VOC 2012, all of train to val, FCN-32s",
+                f"network: {protocol['network']}",
+                f"mean IoU: {protocol['mean_iou']}; -: neither in the masks nor predicted",
+            ),
         ]
     )
 

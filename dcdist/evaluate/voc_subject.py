@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
+
+import torch
 
 from dcdist.build.run import build_numerics
 from dcdist.build.views import evaluation_view
-from dcdist.data.augment import Normalization
+from dcdist.data.augment import Normalization, to_float
 from dcdist.data.loader_processes import start_server
 from dcdist.data.seeded_examples import SeededExamples
 from dcdist.data.voc import Task, Voc, VocImage, VocSplit, examine_pictures, open_voc
@@ -23,10 +26,16 @@ from dcdist.distributed.place import Place
 from dcdist.evaluate.kinds import mean_and_deviation
 from dcdist.evaluate.report import header
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED
-from dcdist.evaluation.fine_tuning import MODES, Recipe
+from dcdist.evaluation.fine_tuning import MODES, Recipe, learn_statistics, training_keys
+from dcdist.evaluation.voc_classification import RandomCrop
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
 from dcdist.stored_run import StoredRun, read_run
+
+_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE = 4, 64
+UNTRAINED_STATISTICS = (
+    f"its batch normalisation has the statistics of {_STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE} training images"
+)
 
 Say = Callable[[str], None]
 Measure = Callable[[Backbone, str, int, Say], Mapping[str, Any]]  # network, mode, seed -> scores, "classes" among them
@@ -91,12 +100,26 @@ class VocSubject:
 
     def rows(self, measure: Measure) -> list[dict[str, Any]]:
         """A row for each network: of each mode the scores' means and deviations, and those of each seed."""
-        networks = [(UNTRAINED, self.run.untrained())] if self.options.baselines else []
+        networks = [(UNTRAINED, self._untrained())] if self.options.baselines else []
         networks.append((TRAINED, self.run.backbone))
         return [
             {"name": name, "modes": {mode: self._measure(name, backbone, mode, measure) for mode in self.options.modes}}
             for name, backbone in networks
         ]
+
+    def _untrained(self) -> Backbone:
+        """With the statistics of training images, as a network has them that was trained."""
+        backbone, view = self.run.untrained(), evaluation_view(self.run.stage.views)
+        self.numerics.place(backbone)
+        crops = self.examples(self.train, RandomCrop(view)).load(
+            training_keys(len(self.train.images), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, seed=0)
+        )
+        batches = (
+            torch.stack([crop for _, crop in islice(crops, _STATISTICS_BATCH_SIZE)]) for _ in range(_STATISTICS_BATCHES)
+        )
+        with self.numerics.autocast():
+            learn_statistics(backbone, (view.normalization(to_float(b.to(self.numerics.device))) for b in batches))
+        return backbone
 
     def _measure(self, name: str, backbone: Backbone, mode: str, measure: Measure) -> dict[str, Any]:
         start = time.monotonic()

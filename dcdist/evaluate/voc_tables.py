@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from dcdist.evaluate.kinds import spread
 from dcdist.evaluate.report import Report, where
+from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.tables import aligned, figure
+
+_WIDTH = 110
 
 
 def heading(report: Report) -> list[str]:
     """The run and the images."""
     data = report["data"]
     parts = [f"{data[part]['num_images']} images of {data[part]['split']}" for part in ("train", "test")]
-    return [where(report), f"{data['root']}: trained further on {parts[0]}, scored on {parts[1]}", ""]
+    return [where(report), data["root"], f"trained further on {parts[0]}, scored on {parts[1]}", ""]
 
 
 def score_table(report: Report, title: str, columns: Mapping[str, str]) -> list[str]:
@@ -51,10 +55,19 @@ def _mean_of_class(found: Mapping[str, Any], name: str) -> str:
     return figure(statistics.fmean(known)) if known else "-"
 
 
-def notes(report: Report, published: str) -> list[str]:
-    """What the tables' words mean; `published` says what those figures are of."""
-    lines = [f"{mode}: {report['protocol']['trained'][mode]}" for mode in report["modes"]]
-    lines.append(f"published: {published}; [mem]: as remembered, not looked up again")
+def notes(report: Report, published: str, *others: str) -> list[str]:
+    """What the tables' words mean, lines that fit a terminal.
+
+    Args:
+        report: the modes and what each of them trains.
+        published: what those figures are of.
+        others: more sentences.
+    """
+    sentences = [f"{mode}: {report['protocol']['trained'][mode]}" for mode in report["modes"]]
+    if any(row["name"] == UNTRAINED for row in report["rows"]):
+        sentences.append(f"{UNTRAINED}: {report['protocol'][UNTRAINED]}")
+    sentences.append(f"published: {published}; [mem]: as remembered, not looked up again")
     if report["num_seeds"] > 1:
-        lines.append(f"means and standard deviations over {report['num_seeds']} seeds")
-    return lines
+        sentences.append(f"means and standard deviations over {report['num_seeds']} seeds")
+    wrap = textwrap.TextWrapper(width=_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return [line for sentence in (*sentences, *others) for line in wrap.wrap(sentence)]
