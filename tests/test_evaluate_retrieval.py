@@ -237,17 +237,20 @@ def test_a_query_that_does_not_decode_is_an_error(finished: Path, made: Photogra
     made = copied(made, tmp_path)
     image = (made.text / "place_3_query.txt").read_text().split()[0]
     (made.root / "places" / f"{image}.jpg").write_bytes(BROKEN)
-    with pytest.raises(UsageError, match=rf"place_3_query\.txt:1: its image '{image}' does not decode \(no known"):
+    with pytest.raises(UsageError, match=rf"place_3_query\.txt:1: image '{image}' does not decode \(no known"):
         evaluate_retrieval(str(finished), made.options())
-    with pytest.raises(UsageError, match=rf"gnd\.pkl: gnd\[\d+\]: its image '{image}' does not decode"):
+    with pytest.raises(UsageError, match=rf"gnd\.pkl: gnd\[\d+\]: image '{image}' does not decode"):
         evaluate_retrieval(str(finished), made.options(ground_truth=made.revisited))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{image} 4000 0 5000 10", r"place_1_query.txt:1: the box \[4000.0, 0.0, 5000.0, 10.0\] holds no pixel"),
-        ("{image} 0 0 5 5", r"place_1_query.txt:1: layer conv2 has no map of an image of 1 x 1 pixels"),
+        (
+            "{image} 4000 0 5000 10",
+            r"place_1_query.txt:1: image '\d+': the box \[4000.0, 0.0, 5000.0, 10.0\] holds no pixel",
+        ),
+        ("{image} 0 0 5 5", r"place_1_query.txt:1: image '\d+': layer conv2 has no map of an image of 1 x 1 pixels"),
         ("nowhere 0 0 2 2", r"place_1_query.txt:1 names 'nowhere', which is none of the 96 images"),
     ],
 )
@@ -282,6 +285,8 @@ def test_whitening_on_the_images_that_are_searched_must_be_asked_for(
 def test_dimensions(finished: Path, made: Photographs) -> None:
     options = made.options(whitening_data=str(made.whitening), baselines=False, size=64, layer=None, dimensions=16)
     assert evaluate_retrieval(str(finished), options)["rows"][0]["num_dimensions"] == 16
+    with pytest.raises(UsageError, match="--dimensions=16 is of whitened vectors: name --whitening-data, too"):
+        evaluate_retrieval(str(finished), replace(options, whitening_data=None))
     with pytest.raises(UsageError, match="--dimensions=129 are more than the 128 channels of layer block2"):
         evaluate_retrieval(str(finished), replace(options, dimensions=129))
 
@@ -298,3 +303,17 @@ def test_the_command(finished: Path, made: Photographs, capsys: pytest.CaptureFi
         main([*command, "--layer", "conv9"])
     assert ended.value.code == 2
     assert "no layer 'conv9'" in capsys.readouterr().err
+
+
+def test_an_image_that_the_network_cannot_take_is_named(finished: Path, made: Photographs, tmp_path: Path) -> None:
+    made = copied(made, tmp_path)
+    Image.new("RGB", (600, 2)).save(made.root / "line.png")
+    with pytest.raises(UsageError, match="image 'line': layer conv2 has no map of an image of 1 x 96 pixels"):
+        evaluate_retrieval(str(finished), made.options())
+
+
+def test_a_run_and_a_ground_truth_that_are_not_there(finished: Path, made: Photographs, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none has no config\.yaml"):
+        evaluate_retrieval(str(tmp_path / "none"), made.options())
+    with pytest.raises(UsageError, match="none does not exist: expected a folder of"):
+        evaluate_retrieval(str(finished), made.options(ground_truth=tmp_path / "none"))

@@ -18,7 +18,7 @@ from dcdist.evaluate.retrieval_table import PUBLISHED
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED
 from dcdist.evaluation.map_layers import LayerMaps
 from dcdist.evaluation.retrieval import NamedImages, Search
-from dcdist.evaluation.rmac import FLOOR
+from dcdist.evaluation.rmac import EPSILON
 from dcdist.stored_run import StoredRun, read_run
 
 KIND = "retrieval"
@@ -55,7 +55,9 @@ def evaluate_retrieval(url: str, options: RetrievalOptions) -> Report:
         RunError: a map is not finite.
     """
     run = read_run(url, options.stage)
-    device = take_device(run.config.launch.model_copy(update={"device": options.device}), Place(0, 1, 0, 1))
+    # Images come in hundreds of sizes, for each of which the fastest kernels would be tried out anew.
+    launch = run.config.launch.model_copy(update={"device": options.device, "deterministic": True})
+    device = take_device(launch, Place(0, 1, 0, 1))
     # Full precision, as published; the networks see each image once.
     numerics = replace(build_numerics(run.stage.train, device), bfloat16=False)
     search = _open(run, options, max(1, num_loader_processes(run.config.data, device)))
@@ -73,6 +75,8 @@ def evaluate_retrieval(url: str, options: RetrievalOptions) -> Report:
 
 def _open(run: StoredRun, options: RetrievalOptions, num_threads: int) -> Search:
     """Reads what the queries are before anything is computed."""
+    if options.dimensions is not None and options.whitening_data is None:
+        raise UsageError(f"--dimensions={options.dimensions} is of whitened vectors: name --whitening-data, too")
     images = _images(run, options.data)
     truth = read_ground_truth(options.ground_truth, images.ids)
     whitening = None if options.whitening_data is None else _images(run, options.whitening_data)
@@ -145,6 +149,6 @@ def _describe_whitening(images: NamedImages) -> dict[str, Any]:
         "root": images.root,
         "num_images": len(images.ids) - len(images.undecodable),
         "undecodable": images.undecodable,
-        "eigenvalue_floor": FLOOR,
+        "epsilon": EPSILON,
         "fingerprint": images.source.fingerprint(),
     }

@@ -5,8 +5,6 @@ Shapes: B images of H x W pixels, C channels of the map, h x w its positions.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import nn
 
@@ -20,68 +18,55 @@ _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPoo
 
 def last_map(body: nn.Sequential) -> str:
     """The last layer before the poolings that end a body: conv5 of alexnet, features.29 of torchvision/vgg16."""
-    name, layer = next((name, layer) for name, layer in reversed(list(body.named_children())) if not _is_pooling(layer))
-    if isinstance(layer, nn.Sequential) and _is_pooling(list(layer)[-1]):
+    children = reversed(list(body.named_children()))
+    name, layer = next((name, layer) for name, layer in children if not isinstance(layer, _POOLINGS))
+    if isinstance(layer, nn.Sequential) and isinstance(layer[-1], _POOLINGS):
         return f"{name}.{last_map(layer)}"
     return name
 
 
-def _is_pooling(layer: nn.Module) -> bool:
-    return isinstance(layer, _POOLINGS)
+class _Layer(nn.Module):
+    """A body up to a layer: what the stem gives -> the layer's map."""
 
+    def __init__(self, body: nn.Sequential, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self._backbone = Backbone(nn.Identity(), body, nn.Identity(), 0, 0, features_before_relu=False)
 
-def up_to(body: nn.Sequential, layer: str) -> nn.Sequential:
-    """The part of a body that ends with a layer, the layers themselves shared.
-
-    Args:
-        body: stages in a row; those that are rows themselves have their layers by number or name.
-        layer: as `conv5` or `features.29`.
-
-    Raises:
-        UsageError: there is no such layer, or it is not in a row with the others (inside of a residual block).
-    """
-    first, _, rest = layer.partition(".")
-    kept = OrderedDict[str, nn.Module]()
-    for name, stage in body.named_children():
-        kept[name] = stage
-        if name == first:
-            if rest and isinstance(stage, nn.Sequential):
-                kept[name] = up_to(stage, rest)
-            elif rest:
-                raise UsageError(f"--layer: {first!r} is no row of layers, so {layer!r} is not the end of one")
-            return nn.Sequential(kept)
-    raise UsageError(f"--layer: there is no layer {first!r}; here are {', '.join(kept)}")
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self._backbone.layers(inputs, [self._name])[self._name]
 
 
 class LayerMaps:
-    """What a layer gives for images of any size, in full precision."""
+    """What a layer gives for images of any size, in full precision.
+
+    Attributes:
+        layer: its name.
+    """
 
     def __init__(self, backbone: Backbone, layer: str | None, normalization: Normalization, numerics: Numerics) -> None:
-        """Takes the layer out of the backbone, which is moved to the device and put into evaluation.
+        """Moves the backbone to the device and puts it into evaluation.
 
         Args:
             backbone: any whose body takes images of any size.
-            layer: of its body; None: the last one before the last pooling.
+            layer: as `Backbone.layers` takes it; None: the last map before the last pooling.
             normalization: of pixels in 0..1.
             numerics: where it computes.
-
-        Raises:
-            UsageError: there is no such layer.
         """
         self.layer = layer or last_map(backbone.body)
-        self._body = up_to(backbone.body, self.layer)
-        self._stem = backbone.stem
-        numerics.place(backbone)
-        backbone.eval()
+        self._stem, self._body = backbone.stem, _Layer(backbone.body, self.layer)
+        self._stages = backbone.layer_names()
         self._normalization = normalization
         self._device = numerics.device
         self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
+        numerics.place(backbone)
+        backbone.eval()
 
     def require_any_size(self, long_side: int) -> int:
         """C; says so where the network cannot take images of different sizes, or their maps are no maps.
 
         Raises:
-            UsageError: it takes images of one size alone, or `long_side` is too small for it.
+            UsageError: there is no such layer, it takes images of one size alone, or `long_side` is too small for it.
         """
         square = self.shape(long_side, long_side)
         wide = self.shape(long_side * 3 // 4, long_side)
@@ -97,12 +82,17 @@ class LayerMaps:
         """[1, C, h, w] of an image, found without the computation.
 
         Raises:
-            UsageError: the network cannot take such an image.
+            UsageError: there is no such layer, or the network cannot take such an image.
         """
         if (height, width) not in self._shapes:
-            channels = self._stem(torch.zeros(1, 3, 8, 8, device=self._device)).shape[1]
+            num_inputs = self._stem(torch.zeros(1, 3, 8, 8, device=self._device)).shape[1]
             try:
-                self._shapes[height, width] = output_shape(self._body, (1, channels, height, width))
+                self._shapes[height, width] = output_shape(self._body, (1, num_inputs, height, width))
+            except KeyError as error:
+                raise UsageError(
+                    f"--layer: there is no layer {self.layer!r} in the network; its stages are "
+                    f"{', '.join(self._stages)}, and what is a row of layers has them as STAGE.NUMBER"
+                ) from error
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise UsageError(
                     f"layer {self.layer} has no map of an image of {height} x {width} pixels "

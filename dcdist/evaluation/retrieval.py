@@ -69,6 +69,8 @@ class Search:
         found = {
             name: aggregate(maxima, whitening) for name, maxima in self._maxima(self.images, self.truth.ranked, maps)
         }
+        if not found:
+            raise UsageError(f"none of the {len(self.truth.ranked)} images of {self.images.root} decodes")
         names = np.array(list(found))
         vectors = torch.stack(list(found.values()))  # [N, D]
         scores = torch.stack([aggregate(maxima, whitening) for maxima in queries]) @ vectors.T  # [Q, N]
@@ -85,12 +87,14 @@ class Search:
         ids = [self.images.ids[query.image] for query in queries]
         loaded = load_whole_images(self.images.source, ids, self.size, self.num_threads)
         for query, image in zip(queries, loaded, strict=True):
+            what = f"{query.where}: image {query.image!r}"
+            if isinstance(image, UndecodableImage):
+                raise UsageError(f"{what} does not decode ({image}), and a query must: restore the file")
             try:
-                if isinstance(image, UndecodableImage):
-                    raise UsageError(f"its image {query.image!r} does not decode ({image}): restore the file")
-                yield self._regions(maps, image.crop(query.box), query.image)
-            except ValueError as error:  # UsageError is one
-                raise UsageError(f"{query.where}: {error}") from error
+                shown = image.crop(query.box)
+            except ValueError as error:
+                raise UsageError(f"{what}: {error}") from error
+            yield self._regions(maps, shown, what)
 
     def _learn(self, maps: LayerMaps, num_channels: int) -> PCA:
         assert self.whitening is not None
@@ -108,14 +112,17 @@ class Search:
             if isinstance(image, UndecodableImage):
                 images.undecodable[name] = str(image)
             else:
-                yield name, self._regions(maps, image.pixels, name)
+                yield name, self._regions(maps, image.pixels, f"image {name!r}")
 
-    def _regions(self, maps: LayerMaps, pixels: torch.Tensor, name: str) -> torch.Tensor:
-        found = maps(pixels)
+    def _regions(self, maps: LayerMaps, pixels: torch.Tensor, what: str) -> torch.Tensor:
+        try:
+            found = maps(pixels)
+        except UsageError as error:
+            raise UsageError(f"{what}: {error}") from error
         regions = grid(found.shape[2], found.shape[3], self.levels, self.overlap)
         maxima = region_maxima(found, regions)[0].cpu()
         if not maxima.isfinite().all():
-            raise RunError(f"layer {maps.layer} is not finite on image {name!r}: the network has diverged")
+            raise RunError(f"{what}: layer {maps.layer} is not finite, the network has diverged")
         return maxima
 
     def _score(self, setting: str, scores: np.ndarray[Any, Any], names: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dcdist.distributed.collectives import Collectives
 from dcdist.errors import UsageError
 
 LARGEST_COUNT = 7  # of regions along the long side at the first level, as published
-FLOOR = 1e-5  # share of the largest eigenvalue: directions that hardly vary are not blown up further
+EPSILON = 1e-5  # share of the largest eigenvalue that is added to each; the published code floors them at it
 _IMAGES_A_BLOCK = 100
 
 
@@ -89,7 +89,7 @@ def fit_whitening(maxima: Sequence[torch.Tensor], num_components: int) -> PCA:
         for start in range(0, len(maxima), _IMAGES_A_BLOCK):
             yield l2_normalize(torch.cat(list(maxima[start : start + _IMAGES_A_BLOCK])))
 
-    pca = fit_pca(blocks, num_components, whiten=True, epsilon=FLOOR, collectives=Collectives())
+    pca = fit_pca(blocks, num_components, whiten=True, epsilon=EPSILON, collectives=Collectives())
     kept = pca.numerical_rank
     return replace(pca, projection=pca.projection[:, :kept], eigenvalues=pca.eigenvalues[:kept])
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from dcdist.build.run import build_backbone
 from dcdist.config.schema import ModelSection
 from dcdist.data.augment import Normalization, to_float
 from dcdist.errors import UsageError
-from dcdist.evaluation.map_layers import LayerMaps, last_map, up_to
+from dcdist.evaluation.map_layers import LayerMaps, last_map
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
 
@@ -29,7 +28,6 @@ def backbone(name: str, image_size: int = 64, **options: object) -> Backbone:
         ("vgg16", "conv13"),
         ("resnet18", "layer4"),
         ("small_convnet", "conv4"),
-        ("torchvision/alexnet", "features.11"),
         ("torchvision/vgg11", "features.19"),
         ("torchvision/densenet121", "relu"),
     ],
@@ -58,18 +56,19 @@ def test_alexnets_maps_are_those_of_conv5_after_its_relu() -> None:
 def test_a_layer_may_be_chosen() -> None:
     network = backbone("resnet18")
     assert LayerMaps(network, "layer2", NORMALIZATION, NUMERICS).shape(64, 96) == (1, 128, 8, 12)
-    torchvision = backbone("torchvision/vgg11")
-    assert LayerMaps(torchvision, "features.0", NORMALIZATION, NUMERICS).shape(64, 96) == (1, 64, 64, 96)
-    assert [name for name, _ in up_to(network.body, "layer1").named_children()] == ["stem", "maxpool", "layer1"]
+    nested = backbone("torchvision/squeezenet1_1")
+    assert LayerMaps(nested, "features.1", NORMALIZATION, NUMERICS).shape(65, 97) == (1, 64, 32, 48)
 
 
 def test_an_unknown_layer_comes_with_the_choices() -> None:
-    with pytest.raises(UsageError, match="no layer 'conv9'; here are conv1, pool1, conv2"):
-        up_to(backbone("alexnet").body, "conv9")
-    with pytest.raises(UsageError, match="no layer '30'; here are 0, 1, 2"):
-        up_to(backbone("torchvision/vgg11").body, "features.30")
-    with pytest.raises(UsageError, match=r"'layer1\.0\.conv1' is not the end of one|'0' is no row of layers"):
-        up_to(backbone("resnet18").body, "layer1.0.conv1")
+    for name, layer, stages in (
+        ("alexnet", "conv9", "conv1, conv2, conv3, conv4, conv5"),
+        ("torchvision/squeezenet1_1", "features.30", "features"),
+        ("resnet18", "layer1.0.conv1", "stem, layer1, layer2, layer3, layer4"),
+    ):
+        maps = LayerMaps(backbone(name), layer, NORMALIZATION, NUMERICS)
+        with pytest.raises(UsageError, match=f"no layer '{layer}' in the network; its stages are {stages},"):
+            maps.require_any_size(64)
 
 
 def test_a_network_of_one_image_size_is_refused() -> None:
@@ -80,10 +79,10 @@ def test_a_network_of_one_image_size_is_refused() -> None:
 
 def test_channels_last_layers_are_refused() -> None:
     """What swin's stages pass on is [B, h, w, C]."""
-    maps = LayerMaps(backbone("torchvision/swin_t"), "features.1", NORMALIZATION, NUMERICS)
+    network = backbone("torchvision/swin_t")
     with pytest.raises(UsageError, match="so it is no map"):
-        maps.require_any_size(128)
-    assert LayerMaps(backbone("torchvision/swin_t"), None, NORMALIZATION, NUMERICS).require_any_size(128) == 768
+        LayerMaps(network, "features.1", NORMALIZATION, NUMERICS).require_any_size(128)
+    assert LayerMaps(network, None, NORMALIZATION, NUMERICS).require_any_size(128) == 768
 
 
 def test_images_too_small_for_the_poolings_are_refused() -> None:
@@ -91,9 +90,3 @@ def test_images_too_small_for_the_poolings_are_refused() -> None:
     assert maps.require_any_size(64) == 256
     with pytest.raises(UsageError, match="layer conv5 has no map of an image of 8 x 60 pixels"):
         maps(torch.zeros(1, 8, 60, 3, dtype=torch.uint8))
-
-
-def test_the_layers_themselves_are_shared() -> None:
-    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))
-    assert last_map(body) == "1.0"
-    assert up_to(body, "1.0")[0] is body[0]

@@ -11,7 +11,7 @@ from sklearn import decomposition
 
 from dcdist.clustering.pca import PCA, l2_normalize
 from dcdist.errors import UsageError
-from dcdist.evaluation.rmac import FLOOR, Region, aggregate, fit_whitening, grid, region_maxima
+from dcdist.evaluation.rmac import EPSILON, Region, aggregate, fit_whitening, grid, region_maxima
 
 
 def squares(side: int, tops: list[int], lefts: list[int]) -> list[Region]:
@@ -93,8 +93,8 @@ def test_whitening_is_the_principal_components_of_all_regions() -> None:
     rows = l2_normalize(torch.cat(maxima)).double()
     reference = decomposition.PCA(4, whiten=True, svd_solver="full").fit(rows.numpy())
     fitted = fit_whitening(maxima, 4)
-    floor = FLOOR * reference.explained_variance_[0]
-    shrunk = np.sqrt(reference.explained_variance_ / (reference.explained_variance_ + floor))
+    added = EPSILON * reference.explained_variance_[0]
+    shrunk = np.sqrt(reference.explained_variance_ / (reference.explained_variance_ + added))
     expected = torch.from_numpy(np.abs(reference.transform(rows.numpy()) * shrunk))
     torch.testing.assert_close(fitted.transform(rows).abs().double(), expected, rtol=0, atol=5e-6)
 
