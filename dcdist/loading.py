@@ -59,6 +59,8 @@ def load_run(run: str | os.PathLike[str], stage: str | None = None, device: str 
         target = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device={device!r} is unknown: cpu, cuda, or one of several as cuda:1") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={str(device)!r}, but torch sees no GPU: leave it out for the CPU")
     stored = read_run(os.fspath(run), stage)
     return Loaded(stored.backbone.eval().to(target), EvaluationTransform(evaluation_view(stored.stage.views)))
 

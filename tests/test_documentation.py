@@ -14,7 +14,7 @@ from dcdist.config.load import known_keys, load_config
 from tests.configs_shrunken import config_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("README.md", "benchmarks/README.md", "docs/clusters.md", "docs/methods.md", "k8s/README.md")
+NAMES = ("README.md", "benchmarks/README.md", "docs/clusters.md", "docs/export.md", "docs/methods.md", "k8s/README.md")
 DOCUMENTS = [ROOT / name for name in NAMES]
 CONFIGS = config_paths(ROOT / "configs")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +76,9 @@ def export(url: str, out: str, stage: str | None = None, overwrite: bool = False
         raise UsageError(f"--out={out!r}: the suffix says the format, it is one of {', '.join(WRITERS)}")
     if suffix == ONNX:
         require_onnx(out)
-    if storage.exists(name) and not overwrite:
-        raise UsageError(f"{out} exists: give another --out, or --overwrite to replace it")
+    with _at(out):
+        if storage.exists(name) and not overwrite:
+            raise UsageError(f"{out} exists: give another --out, or --overwrite to replace it")
     run = read_run(url, stage)
     card = describe_run(run)
     card_name, card_bytes = f"{name.removesuffix(suffix)}.json", json.dumps(card, indent=1).encode() + b"\n"
@@ -85,16 +87,24 @@ def export(url: str, out: str, stage: str | None = None, overwrite: bool = False
         raise UsageError(f"{card_file} exists and describes something else: give another --out, or --overwrite")
     run.backbone.eval()
     content = WRITERS[suffix](run, json.dumps(card))
-    try:
+    with _at(out):
         storage.write_bytes(name, content)
         storage.write_bytes(card_name, card_bytes)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"--out={out!r} cannot be written: {error}") from error
     return Exported(storage.url(name), len(content), card_file, card)
 
 
 def _place(out: str) -> tuple[Storage, str]:
     folder, slash, name = out.rpartition("/")
+    if folder.endswith(":/"):
+        raise UsageError(f"--out={out!r} is no file in a folder or bucket, as in s3://bucket/{name}")
     return open_storage(folder or slash or "."), name
+
+
+@contextlib.contextmanager
+def _at(out: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"--out={out!r} cannot be written: {error}") from error

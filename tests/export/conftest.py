@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcdist.export import export
 from tests.runs.conftest import experiment
 from tests.runs.processes import run, write_config
 
@@ -46,3 +47,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     values["stages"] = [{"name": first}, {"name": second, "views": {"standardize": True}}]
     assert run(write_config(folder / "config.yaml", values)) == [0]
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
+    """A folder with backbone.safetensors, backbone.onnx and backbone.json of the run as it is."""
+    folder = tmp_path_factory.mktemp("files")
+    for suffix in (".safetensors", ".onnx"):
+        export(str(finished), str(folder / f"backbone{suffix}"))
+    return folder

@@ -78,7 +78,7 @@ def test_the_runs_own_pixels_and_features(stage: str, finished: Path, pictures: 
 def test_in_workers_of_a_data_loader(finished: Path, pictures: Path) -> None:
     module, transform = dcdist.load(str(finished))
     paths = in_order(pictures)[:6]
-    loaded = DataLoader(Files(paths, transform), batch_size=3, num_workers=2, multiprocessing_context="spawn")
+    loaded = DataLoader(Files(paths, transform), batch_size=3, num_workers=2, multiprocessing_context="forkserver")
     batches = list(loaded)
     assert [batch.shape for batch in batches] == [(3, 3, 32, 32)] * 2
     assert torch.equal(torch.cat(batches), torch.stack([transform(path) for path in paths]))
@@ -142,6 +142,9 @@ def test_wrong_arguments_are_named(finished: Path, tmp_path: Path) -> None:
         dcdist.load(finished, stage="third")
     with pytest.raises(UsageError, match=r"device='gpu' is unknown: cpu, cuda"):
         dcdist.load(finished, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match=r"device='cuda', but torch sees no GPU"):
+            dcdist.load(finished, device="cuda")
     with pytest.raises(UsageError, match=r"is this a run's folder"):
         dcdist.load(tmp_path)
 

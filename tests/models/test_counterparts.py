@@ -115,6 +115,7 @@ def test_networks_that_nobody_else_has() -> None:
         assert timm_counterpart(name, backbone) is None
 
 
+@pytest.mark.soak
 def test_the_last_layer_of_every_network_of_torchvision() -> None:
     import torchvision
     from torchvision.models import list_models

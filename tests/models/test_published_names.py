@@ -16,7 +16,8 @@ from dcdist.models.initial_weights import load_initial_weights
 from dcdist.models.published_names import published_names
 
 NETWORKS = [
-    *(ModelSection(name=name, sobel=sobel) for name in BACKBONES for sobel in (False, True)),
+    *(ModelSection(name=name, sobel=True) for name in BACKBONES),
+    ModelSection(name="resnet18"),
     ModelSection(name="resnet18", small_images=True),
     *(
         ModelSection(name=f"torchvision/{name}")
