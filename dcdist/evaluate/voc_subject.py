@@ -111,14 +111,15 @@ class VocSubject:
         """With the statistics of training images, as a network has them that was trained."""
         backbone, view = self.run.untrained(), evaluation_view(self.run.stage.views)
         self.numerics.place(backbone)
-        crops = self.examples(self.train, RandomCrop(view)).load(
-            training_keys(len(self.train.images), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, seed=0)
-        )
+        examples = self.examples(self.train, RandomCrop(view))
+        keys = training_keys(len(examples), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, seed=0)
+        crops = examples.load(keys)
         batches = (
             torch.stack([crop for _, crop in islice(crops, _STATISTICS_BATCH_SIZE)]) for _ in range(_STATISTICS_BATCHES)
         )
         with self.numerics.autocast():
             learn_statistics(backbone, (view.normalization(to_float(b.to(self.numerics.device))) for b in batches))
+        examples.close()
         return backbone
 
     def _measure(self, name: str, backbone: Backbone, mode: str, measure: Measure) -> dict[str, Any]:

@@ -55,18 +55,17 @@ def _mean_of_class(found: Mapping[str, Any], name: str) -> str:
     return figure(statistics.fmean(known)) if known else "-"
 
 
-def notes(report: Report, published: str, *others: str) -> list[str]:
+def notes(report: Report, *others: str) -> list[str]:
     """What the tables' words mean, lines that fit a terminal.
 
     Args:
-        report: the modes and what each of them trains.
-        published: what those figures are of.
+        report: the modes, what each of them trains, the data of published figures.
         others: more sentences.
     """
     sentences = [f"{mode}: {report['protocol']['trained'][mode]}" for mode in report["modes"]]
     if any(row["name"] == UNTRAINED for row in report["rows"]):
         sentences.append(f"{UNTRAINED}: {report['protocol'][UNTRAINED]}")
-    sentences.append(f"published: {published}; [mem]: as remembered, not looked up again")
+    sentences.append(f"published: {report['published'][0]['data']}; [mem]: as remembered, not looked up again")
     if report["num_seeds"] > 1:
         sentences.append(f"means and standard deviations over {report['num_seeds']} seeds")
     wrap = textwrap.TextWrapper(width=_WIDTH, subsequent_indent="  ", break_on_hyphens=False)

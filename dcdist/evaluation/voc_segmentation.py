@@ -22,6 +22,7 @@ from dcdist.data.seeded_examples import SeededExamples
 from dcdist.data.voc import VocImage
 from dcdist.data.voc_objects import IGNORED, NUM_REGIONS, read_mask
 from dcdist.distributed.seeding import derive_seed, numpy_generator
+from dcdist.errors import RunError
 from dcdist.evaluation.fine_tuning import Recipe, fine_tune, set_trained, training_batches
 from dcdist.evaluation.map_geometry import map_geometry, upsample
 from dcdist.evaluation.region_network import fully_connected_side, input_channels
@@ -178,7 +179,7 @@ def measure_segmentation(
 
     Raises:
         UsageError: the backbone has no map of positions.
-        RunError: the loss is not finite.
+        RunError: the loss or a score is not finite.
     """
     own = deepcopy(backbone)
     with torch.random.fork_rng([]):
@@ -203,5 +204,7 @@ def _confusion(network: nn.Module, test: SeededExamples, numerics: Numerics) -> 
     confusion = Confusion(NUM_REGIONS, IGNORED)
     for _, (pixels, mask) in test.load((index, 0) for index in range(len(test))):
         logits = network(to_float(pixels[None].to(numerics.device, non_blocking=True)))
+        if not logits.isfinite().all():
+            raise RunError("the trained network's scores are not finite: take a lower --learning-rate")
         confusion.add(mask.numpy(), logits.argmax(1)[0].cpu().numpy().astype(np.int64))
     return confusion
