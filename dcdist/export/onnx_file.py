@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,20 +41,22 @@ def onnx_bytes(backbone: Backbone, image_size: int, metadata: Mapping[str, str])
     """
     example = torch.zeros(2, 3, image_size, image_size)  # two: a batch of one would be taken for a constant
     try:
-        program = torch.onnx.export(
-            backbone,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-        assert program is not None, "torch's exporter gives a program where it is given no file"
-        model = program.model_proto
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter about other parts of torch
+            program = torch.onnx.export(
+                backbone,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+            assert program is not None, "torch's exporter gives a program where it is given no file"
+            model = program.model_proto
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise RunError(f"torch cannot write this network as ONNX ({reason}): export it to .safetensors") from error
     _forget_where_it_came_from(model)
     for key in sorted(metadata):

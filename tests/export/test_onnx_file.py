@@ -10,13 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import dcdist
 from dcdist.build.run import build_backbone
 from dcdist.config.schema import ModelSection
-from dcdist.errors import UsageError
+from dcdist.errors import RunError, UsageError
 from dcdist.export import export, onnx_file
 from dcdist.export.onnx_file import onnx_bytes
+from dcdist.models.backbone import Backbone
 
 NETWORKS: list[tuple[dict[str, Any], int]] = [
     ({"name": "alexnet", "sobel": True}, 64),
@@ -33,7 +35,7 @@ LARGE: list[tuple[dict[str, Any], int]] = [
 ]
 
 
-def check_equal(content: bytes, module: torch.nn.Module, image_size: int) -> None:
+def check_equal(content: bytes, module: nn.Module, image_size: int) -> None:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for count in (1, 3):
         images = torch.randn(count, 3, image_size, image_size, generator=torch.Generator().manual_seed(count))
@@ -64,6 +66,19 @@ def test_a_run(finished: Path, exported: Path) -> None:
     ]
     assert model.opset_import[0].version == 18
     assert __file__.partition("/tests/")[0].encode() not in out.read_bytes(), "lines of source code are left out"
+
+
+class DependsOnValues(nn.Module):
+    """No graph can say what it does."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) if float(images.sum()) > 0 else images.amax((2, 3))
+
+
+def test_a_network_that_onnx_cannot_express() -> None:
+    network = Backbone(nn.Identity(), nn.Sequential(DependsOnValues()), nn.Identity(), 3, 3, False)
+    with pytest.raises(RunError, match=r"torch cannot write this network as ONNX \(.+\): export it to .safetensors"):
+        onnx_bytes(network.eval(), 32, {})
 
 
 def test_missing_packages_are_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
