@@ -32,7 +32,7 @@ def describe_run(run: StoredRun) -> dict[str, Any]:
         "features": {
             "dimension": run.backbone.num_features,
             "before_relu": run.backbone.features_before_relu,
-            "pooling": _pooling(run.backbone),
+            "pooling": pooling(run.backbone),
         },
         "normalization": _normalization(run.stage),
         "training_set": _training_set(run),
@@ -66,7 +66,7 @@ def _stem(backbone: Backbone) -> dict[str, Any] | None:
     return {"name": "sobel", "colors": "mean", "filters": [HORIZONTAL, VERTICAL], "padding": 1}
 
 
-def _pooling(backbone: Backbone) -> str:
+def pooling(backbone: Backbone) -> str:
     """How the last map becomes a row."""
     if any(isinstance(stage, nn.Unflatten) for stage in backbone.body.children()):
         return "class token"

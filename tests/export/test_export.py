@@ -113,6 +113,9 @@ def test_scores_are_those_of_the_weights(finished: Path, tmp_path: Path) -> None
     for neighbors in ((3,), (5, 7)):
         evaluate(str(folder), ("knn", "clusters"), replace(ONLY_TRAINED, neighbors=neighbors))
     evaluate(str(folder), ("knn",), replace(ONLY_TRAINED, stage="first", neighbors=(9,)))
+    summary = json.loads((folder / "evaluations/summary-0001.json").read_text())
+    later = {**summary, "losses": [*summary["losses"], {"epoch": 1, "loss": 1.0, "heldout_loss": None}]}
+    (folder / "evaluations/summary-0002.json").write_text(json.dumps(later))  # as where training had gone on
     export(str(folder), str(tmp_path / "second.safetensors"))
     scores = card_of(tmp_path / "second.json")["scores"]
     report = json.loads((folder / "evaluations/knn-0002.json").read_text())
@@ -120,7 +123,7 @@ def test_scores_are_those_of_the_weights(finished: Path, tmp_path: Path) -> None
     assert scores["knn"]["rows"] == report["rows"]
     assert scores["knn"]["data"]["num_images"] == NUM_PICTURES
     assert set(scores["knn"]["rows"][0]["top1"]) == {"5", "7"}
-    summary = json.loads((folder / "evaluations/summary-0001.json").read_text())
+    assert scores["summary"]["report"] == "summary-0001.json"
     assert [row["name"] for row in summary["rows"]] == ["raw pixels", "untrained network", "trained network"]
     assert scores["summary"]["rows"] == summary["rows"][-1:]
     (clusters,) = scores["clusters"]["rows"]
