@@ -30,10 +30,7 @@ app.add_typer(evaluate_app, name="evaluate")
 evaluate_app.command("voc-classification")(voc_classification)
 evaluate_app.command("voc-detection")(voc_detection)
 evaluate_app.command("voc-segmentation")(voc_segmentation)
-app.command()(assign)
-app.command()(report)
 evaluate_app.command("retrieval")(retrieval)
-app.command("export")(export)
 
 Destination = Annotated[str, typer.Argument(help="folder or URL to write packed shards to")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace shards that are there already")]
@@ -149,6 +146,12 @@ def info(root: Annotated[str, typer.Argument(help="anything that data.root takes
     typer.echo("\n".join(describe(root).lines()))
 
 
+# What a finished run gives, after the commands that make one.
+app.command()(assign)
+app.command()(export)
+app.command()(report)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Runs a command; every error that is meant for the user ends in its message and its exit code."""
     try:
@@ -158,6 +161,9 @@ def main(arguments: list[str] | None = None) -> Any:
             prefix = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
             typer.echo(f"dcdist: {prefix}{error}", err=True)
         sys.exit(int(error.exit_code))
+    except OSError as error:  # a full disk, a folder without rights
+        typer.echo(f"dcdist: files cannot be read or written: {error}", err=True)
+        sys.exit(int(ExitCode.FAILURE))
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.RUN_AGAIN))
 

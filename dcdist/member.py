@@ -18,7 +18,7 @@ from dcdist.devices import take_device
 from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.place import Place, read_place
 from dcdist.distributed.process_group import join
-from dcdist.errors import DcdistError, ExitCode, PeerLost, UsageError
+from dcdist.errors import DcdistError, ExitCode, PeerLost, RunError, UsageError
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ def run_member(
     except DcdistError as error:
         _say(place, error)
         code = error.exit_code
+    except OSError as error:  # a full disk, a file system that fails
+        failed = RunError(f"files cannot be read or written: {error}")
+        _say(place, failed)
+        code = failed.exit_code
     if place.world_size > 1:
         _leave(code)
     return code

@@ -316,6 +316,7 @@ def test_linear_classifiers_from_a_cache_by_ten_crops(
         (["--preset", "swav", "--layers", "conv1,conv7"], "the network has no layer 'conv7'; it has conv1, conv2"),
         (["--preset", "swav", "--heldout-split", "none"], "evaluate linear needs images that were kept out"),
         (["--preset", "swav", "--learning-rate", "1e30"], "set a lower learning rate than 1e+30"),
+        (["--preset", "swav", "--cache", "/dev/null"], "/dev/null"),
     ],
 )
 def test_wrong_use_of_linear_is_named(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -242,7 +243,10 @@ def _allocate(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for layer, name in missing.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (num_rows, *shapes[layer]))
+        path = folder / f"{name}.npy"
+        np.lib.format.open_memmap(path, "w+", np.float16, (num_rows, *shapes[layer]))
+        with path.open("r+b") as file:  # a full disk is an error now, not a bus error when the pages are written
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _describe(folder: Path, missing: Mapping[Layer, str], undecodable: Iterable[int]) -> None:
