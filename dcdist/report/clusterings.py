@@ -22,6 +22,7 @@ from dcdist.storage import Storage
 ASSIGNMENTS = "assignments"
 _FILE = re.compile(r"(.+)-(\d+|final)\.parquet")
 _NO_LABEL = -1
+MOST_CLUSTERS = 10**8  # a larger id is damage
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)  # what reading a damaged Parquet file raises
 
 
@@ -36,7 +37,14 @@ class ClusteringFile:
     def words(self) -> str:
         if self.epoch is None:
             return f"the final clustering of stage {self.stage}"
-        return f"the clustering of stage {self.stage} after {self.epoch} epochs"
+        return f"the clustering of stage {self.stage} {after(self.epoch)}"
+
+
+def after(epochs: int) -> str:
+    """When a clustering was made, in words."""
+    if epochs == 0:
+        return "before the first epoch"
+    return f"after {epochs} epoch{'s' * (epochs != 1)}"
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,14 @@ def read_assignments(storage: Storage, path: str, head: int = 0) -> Assignments:
     heads = table["head"].to_numpy()
     rows = table.filter(pa.array(heads == head))
     sample_ids = rows["sample_id"].to_numpy()
-    if not len(sample_ids) or sample_ids.min() < 0:
-        raise ValueError(f"{storage.url(path)} has no images of head {head}")
-    clusters = np.full(sample_ids.max() + 1, -1, np.int64)
+    if not len(sample_ids) or sample_ids.min() < 0 or sample_ids.max() >= len(sample_ids):
+        raise ValueError(f"{storage.url(path)} has no images of head {head}, or not all of them")
+    clusters = np.full(len(sample_ids), -1, np.int64)
     distances = np.full(len(clusters), np.nan)
     clusters[sample_ids] = rows["cluster"].to_numpy()
     distances[sample_ids] = rows["distance"].to_numpy()
+    if clusters.max() >= MOST_CLUSTERS:
+        raise ValueError(f"{storage.url(path)} has a cluster {clusters.max()}")
     return Assignments(clusters, distances, len(np.unique(heads)))
 
 
@@ -104,8 +114,8 @@ def read_sizes(storage: Storage, file: ClusteringFile, num_clusters: int | None)
     table = _read(storage, file.path, ("head", "cluster"))
     heads, clusters = table["head"].to_numpy(), table["cluster"].to_numpy()
     own = clusters[(heads == 0) & (clusters >= 0)]
-    if not len(own):
-        raise ValueError(f"{storage.url(file.path)}: no image of head 0 has a cluster")
+    if not len(own) or own.max() >= MOST_CLUSTERS:
+        raise ValueError(f"{storage.url(file.path)}: no image of head 0 has a cluster, or ids are too large")
     sizes = np.bincount(own, minlength=num_clusters or 0).astype(np.int64)
     return Sizes(file.epoch, np.sort(sizes)[::-1], len(np.unique(heads)))
 
@@ -117,10 +127,10 @@ def recorded_num_clusters(history: History, file: ClusteringFile) -> int | None:
         records = [record for record in history.of_kind("event", file.stage) if record.get("event") == "stage_done"]
     else:
         clusterings = history.of_kind("clustering", file.stage)
-        records = [record for record in clusterings if record.get("head") == 0 and record["epoch"] == file.epoch]
+        records = [record for record in clusterings if record["head"] == 0 and record["epoch"] == file.epoch]
     for record in records:
         number = record.get("num_clusters")
-        found = number if isinstance(number, int) and 0 < number < 10**8 else found
+        found = number if isinstance(number, int) and 0 < number < MOST_CLUSTERS else found
     return found
 
 

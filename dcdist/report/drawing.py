@@ -44,6 +44,8 @@ _STYLE: Any = {
     "text.parse_math": False,  # names of a run may hold dollar signs
 }
 _FEW_POINTS = 30  # so many have a marker each: a single point would not be seen
+_LETTERS_OF_CLASSES = 40  # side by side above a heat map
+_FEW_RESTARTS = 12  # more of them would hide the phases
 _LETTERS = 56  # side by side in a chart's width
 _WIDEST_NAME = 36  # letters of a line in the legend
 _WIDEST_LANE = 26
@@ -111,7 +113,7 @@ def _draw_lines(axes: Axes, chart: LineChart, limits: Limits | None) -> None:
     if limits is not None:
         _set_limits(axes, chart, limits)
     if not chart.log_x:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     for axis, is_log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
         axis.set_major_formatter(FuncFormatter(_power) if is_log else _Digits())
         if is_log:
@@ -126,8 +128,8 @@ def _set_limits(axes: Axes, chart: LineChart, limits: Limits) -> None:
     if chart.log_x:
         axes.set_xlim(x_low / 1.1, x_high * 1.1)
     else:
-        x_low = min(x_low, 0.0)  # epochs and ranks begin there, in all charts alike
-        margin = 0.03 * (x_high - x_low) or 0.5
+        x_low, x_high = min(x_low, 0.0), max(x_high, 1.0)  # epochs and ranks begin at 0, in all charts alike
+        margin = 0.03 * (x_high - x_low)
         axes.set_xlim(x_low - margin, x_high + margin)
     if chart.log_y:
         axes.set_ylim(y_low / 1.3, y_high * 1.3)
@@ -147,11 +149,12 @@ def _draw_bars(axes: Axes, chart: StackedBars) -> None:
             left, part.heights, 0.9 * widths, below, align="edge", color=colour, linewidth=0, label=_short(part.name)
         )
         below = below + part.heights
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(_Digits())
     axes.yaxis.set_major_formatter(_Digits())
     axes.grid(visible=False, axis="x")
-    axes.margins(x=0.02)
+    margin = 0.02 * float(chart.edges[-1] - chart.edges[0])
+    axes.set_xlim(chart.edges[0] - margin, chart.edges[-1] + margin)
     _label(axes, chart.x_label, chart.y_label)
     if len(chart.parts) > 1:
         _legend(axes)
@@ -162,15 +165,16 @@ def _draw_heat_map(figure: Figure, axes: Axes, chart: HeatMap) -> None:
     row_names = [_short(name, _WIDEST_CLASS) for name in chart.row_names]
     column_names = [_short(name, _WIDEST_CLASS) for name in chart.column_names]
     longest = max(map(len, column_names))
-    is_turned = columns > 4 or longest > 10
+    is_turned = columns * (longest + 2) > _LETTERS_OF_CLASSES
     figure.set_size_inches(_WIDTH, 0.9 + 0.19 * max(rows, 3) + 0.07 * longest * is_turned)
     shares = chart.counts / np.maximum(chart.row_totals, 1)[:, None]
-    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    darkest = 1.0 if shares.max() > 0.5 else float(shares.max())  # clusters of many classes would be white
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=darkest, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(columns), column_names)
-    if is_turned:
-        axes.tick_params("x", labelrotation=60)
     axes.set_yticks(range(rows), row_names)
     axes.xaxis.set_ticks_position("top")
+    for label in axes.get_xticklabels() if is_turned else ():
+        label.set(rotation=60, rotation_mode="anchor", horizontalalignment="left", verticalalignment="center")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     for spine in axes.spines.values():
@@ -178,8 +182,8 @@ def _draw_heat_map(figure: Figure, axes: Axes, chart: HeatMap) -> None:
     axes.set_ylabel(chart.row_label)
     if columns <= 10 and chart.counts.max(initial=0) < 100_000:
         size = 9 if columns <= 6 else 8
-        for row, column in np.ndindex(rows, columns):
-            colour = "white" if shares[row, column] > 0.72 else "black"
+        for row, column in np.argwhere(chart.counts):
+            colour = "white" if shares[row, column] > 0.72 * darkest else "black"
             count = f"{chart.counts[row, column]:,}"
             axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
     bar = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.6, aspect=30, pad=0.05)
@@ -196,7 +200,8 @@ def _draw_time_line(figure: Figure, axes: Axes, chart: TimeLine) -> None:
         bars = [(s.start / unit, max((s.stop - s.start) / unit, least)) for s in busy]
         axes.broken_barh(bars, (lane - 0.38, 0.76), facecolors=PALETTE[named.colour % len(PALETTE)], linewidth=0)
     for restart in chart.restarts:
-        axes.axvline(restart.at / unit, color=_ENDINGS[restart.ending], linewidth=1.2, linestyle=(0, (4, 2)))
+        width = 1.2 if len(chart.restarts) <= _FEW_RESTARTS else 0.6
+        axes.axvline(restart.at / unit, color=_ENDINGS[restart.ending], linewidth=width, linestyle=(0, (4, 2)))
     axes.set_yticks(range(len(chart.lanes)), [_short(lane.name, _WIDEST_LANE) for lane in chart.lanes])
     axes.set_ylim(len(chart.lanes) - 0.5, -0.5)
     axes.set_xlim(0.0, max(chart.seconds / unit, 1e-6))
@@ -241,6 +246,8 @@ class _Digits(Formatter):
         self._decimals = next(fitting, 9) if np.isfinite(step) else 0
 
     def __call__(self, x: float, pos: int | None = None) -> str:  # noqa: ARG002
+        if abs(x) >= 1e8:
+            return f"{x:.3g}"
         text = f"{x:,.{self._decimals}f}"
         return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 

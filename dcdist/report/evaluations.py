@@ -22,6 +22,10 @@ _KINDS = {
     "knn": "Nearest neighbours",
     "linear": "Linear classifier",
     "clusters": "Clusters against classes",
+    "voc-classification": "PASCAL VOC, classification",
+    "voc-detection": "PASCAL VOC, detection",
+    "voc-segmentation": "PASCAL VOC, segmentation",
+    "retrieval": "Retrieval",
 }
 _WORDS = {
     "nmi": "NMI",
@@ -61,7 +65,8 @@ _NOTES = {
     "the clusters have on the training images, best: by their own matching.",
     "summary": "Means over seeds of k-means. NMI and ACC of the training images; kNN and linear of held-out ones.",
 }
-_NOT_SCORES = ("name", "num_seeds", "seeds", "penalty")
+_NOT_SCORES = ("name", "num_seeds", "seeds", "seconds", "penalty", "note", "from_memory")
+_SILENT = ("modes", "scores")  # names of mappings that say nothing
 
 
 def read_reports(storage: Storage) -> tuple[list[dict[str, Any]], list[str]]:
@@ -110,12 +115,16 @@ def tables_of(report: Report) -> Iterator[Table]:
         }
         yield _table(title, rows, note, turned=False)
     else:
-        rows = {str(row.get("name", number)): dict(_flat(row)) for number, row in enumerate(report["rows"])}
+        rows = _named_rows(report["rows"])
         if kind == "knn":
             rows = {
                 name: {key.replace("top-1, ", "k = "): text for key, text in row.items()} for name, row in rows.items()
             }
         yield _table(title, rows, note)
+    published = report.get("published")
+    if isinstance(published, list) and any(isinstance(row, dict) for row in published):
+        found = _named_rows([row for row in published if isinstance(row, dict)])
+        yield _table(f"{title}, as published", found, "What the report's method is compared with, of others.")
     clusters = report.get("clusters")
     if kind == "summary" and isinstance(clusters, dict):
         parts = {"training images": clusters.get("train"), "held-out images": clusters.get("heldout")}
@@ -123,6 +132,23 @@ def tables_of(report: Report) -> Iterator[Table]:
         own = f"The run's own clusters, K = {_text(clusters.get('num_clusters'))}"
         if any(scores.values()):
             yield _table(own, scores, _where(report), turned=True)
+
+
+def _named_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """The figures of each row; rows of one name differ in other words (a layer, a data set)."""
+    names = [str(row.get("name", "")) for row in rows]
+    are_alike = len(set(names)) < len(names)
+    found: dict[str, dict[str, str]] = {}
+    for name, row in zip(names, rows, strict=True):
+        words = [value for key, value in row.items() if isinstance(value, str) and key not in _NOT_SCORES]
+        parts = [name, *words] if are_alike else [name]
+        if row.get("from_memory"):
+            parts.append("from memory")
+        label = ", ".join(parts)
+        while label in found:
+            label += "'"
+        found[label] = {key: text for key, text in _flat(row) if not are_alike or text not in words}
+    return found
 
 
 def _cluster_scores(scores: Mapping[str, Any]) -> dict[str, str]:
@@ -148,11 +174,21 @@ def headline_scores(reports: Sequence[Report]) -> dict[str, str]:
             for count in sorted(row["top1"], key=lambda text: (text != "20", text))[:1]:
                 found = {key: value for key, value in found.items() if not key.startswith("kNN")}
                 found[f"kNN, {count} neighbours"] = _text(row["top1"][count])
-        elif report["kind"] == "linear" and _is_spread(row.get("top1")):
-            found["linear classifier"] = _text(row["top1"])
+        elif report["kind"] == "linear":
+            found |= _best_linear([row for row in report["rows"] if row.get("name") == TRAINED])
         elif report["kind"] == "summary":
             found |= {_words(name): _text(row[name]) for name in ("knn", "linear") if row.get(name) is not None}
     return found
+
+
+def _best_linear(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The accuracy of the trained network; of several layers that of the best."""
+    rated = [row for row in rows if _is_spread(row.get("top1"))]
+    if not rated:
+        return {}
+    best = max(rated, key=lambda row: float(row["top1"]["mean"]))
+    layer = f", best layer ({best['layer']})" if "layer" in best else ""
+    return {f"linear classifier{layer}": _text(best["top1"])}
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, str]], note: str, turned: bool | None = None) -> Table:
@@ -175,7 +211,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
         base = re.sub(r"_(min|max)$", "", str(key))
         if key in _NOT_SCORES or value is None or (base != key and base in values):
             continue
-        name = ", ".join(part for part in (above, _words(str(key))) if part)
+        name = ", ".join(part for part in (above, "" if key in _SILENT else _words(str(key))) if part)
         if isinstance(value, dict) and not _is_spread(value):
             yield from _flat(value, name)
         elif isinstance(value, list):
@@ -217,8 +253,9 @@ def _where(report: Report) -> str:
     data = report.get("data")
     if isinstance(data, dict):
         number = data.get("num_labelled", data.get("num_images"))
+        images = "images" if number is None else f"{_text(number)} images"
         of_others = "" if data.get("of_the_run", True) else ", not those that the run was trained on"
-        parts.append(f"{_text(number)} images of {data.get('root')}{of_others}")
+        parts.append(f"{images} of {data.get('root')}{of_others}")
     return "; ".join([*parts, str(report["file"])]) + "."
 
 

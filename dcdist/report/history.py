@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ Record = Mapping[str, Any]
 
 _METRICS_FILE = re.compile(r"(\d{4,})\.jsonl")
 _LATEST = 1e11  # unix seconds: what is later is no time
+_LARGEST = 1e30  # what is larger is damage, and no axis can hold it
 _KINDS = ("step", "clustering", "epoch", "evaluation", "event")
 
 
@@ -78,9 +78,9 @@ def read_history(run: RunDirectory) -> History:
 
 
 def number_in(record: Record, name: str) -> float | None:
-    """A finite number, None for all else."""
+    """A number that a figure can have, None for all else."""
     value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
         return None
     return float(value)
 
@@ -104,7 +104,7 @@ def _merge(attempts: list[AttemptHistory]) -> Iterator[Record]:
 
 
 def _coordinates(record: Record) -> tuple[Any, ...]:
-    return (record["kind"], record["stage"], record["epoch"], record["step"], str(record.get("head")))
+    return tuple(str(record.get(name)) for name in ("kind", "stage", "epoch", "step", "head"))
 
 
 def _read_records(run: RunDirectory, number: int, remarks: list[str]) -> Iterator[Record]:
@@ -136,10 +136,15 @@ def _parse(line: bytes) -> Record | None:
         isinstance(record, dict)
         and record.get("kind") in _KINDS
         and isinstance(record.get("stage"), str)
-        and all(isinstance(record.get(name), int) for name in ("epoch", "step"))
+        and all(_is_count(record.get(name)) for name in ("epoch", "step"))
+        and (record["kind"] != "clustering" or _is_count(record.get("head")))
         and 0 < (number_in(record, "time") or 0) < _LATEST
     )
     return record if is_record else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < _LARGEST
 
 
 def _read_description(run: RunDirectory, number: int, remarks: list[str]) -> Record:

@@ -61,15 +61,17 @@ def _classes_in_words(one: ChosenCluster, names: Sequence[str] | None) -> str:
     labelled = sum(count for _, count in one.classes)
     if not labelled:
         return words
-    named = [f"{class_name(label, names)} {count / labelled:.0%}" for label, count in one.classes[:_NAMED_CLASSES]]
+    named = [f"{class_name(label, names)} ({count / labelled:.0%})" for label, count in one.classes[:_NAMED_CLASSES]]
     others = len(one.classes) - len(named)
-    return f"{words}: {', '.join(named)}" + (f", {others} other classes" if others > 0 else "")
+    if others > 0:
+        named.append(f"{others} other class{'es' * (others != 1)}")
+    return f"{words}: {', '.join(named)}"
 
 
 def class_map(
     assignments: Assignments, labels: NDArray[np.int64], names: Sequence[str] | None, which: str
 ) -> tuple[Block, ...]:
-    """Cluster x class: the largest clusters, sorted by their most frequent class; the most frequent classes.
+    """Cluster x class: the largest clusters, sorted by their most frequent class; the classes that they hold most of.
 
     Args:
         assignments: of N images.
@@ -83,7 +85,9 @@ def class_map(
     num_clusters = int((table.row_sizes > 0).sum())
     rows = np.argsort(-table.row_sizes, kind="stable")[: min(MOST_ROWS, num_clusters)]
     num_classes = int((table.column_sizes > 0).sum())
-    columns = np.sort(np.argsort(-table.column_sizes, kind="stable")[: min(MOST_COLUMNS, num_classes)])
+    in_rows = np.isin(table.rows, rows)
+    frequency = np.bincount(table.columns[in_rows], table.counts[in_rows], len(table.column_sizes))
+    columns = np.sort(np.argsort(-frequency, kind="stable")[: min(MOST_COLUMNS, int((frequency > 0).sum()))])
     counts = np.zeros((len(table.row_sizes), len(columns)), np.int64)
     place = np.full(len(table.column_sizes), -1)
     place[columns] = np.arange(len(columns))
@@ -96,7 +100,7 @@ def class_map(
     if num_clusters > len(rows):
         caption += f" The {len(rows)} largest of {num_clusters:,} clusters."
     if num_classes > len(columns):
-        caption += f" The {len(columns)} most frequent of {num_classes:,} classes."
+        caption += f" The {len(columns)} classes, of {num_classes:,}, that are most frequent in them."
     return (
         HeatMap(
             "Images by cluster and class",

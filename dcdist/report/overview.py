@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from dcdist.metrics.progress import format_duration
@@ -14,6 +15,7 @@ from dcdist.report.settings import section
 from dcdist.report.timeline import attempt_spans, ending
 
 _UNKNOWN = "not known"
+_LONGEST_REASON = 300  # letters
 
 
 def facts(
@@ -67,7 +69,7 @@ def state(history: History) -> str:
     how = ending(newest, is_last=True)
     if how is None:
         return "running, or killed: no end is recorded"
-    reason = str(newest.ended.get("reason") or "")
+    reason = shorten(str(newest.ended.get("reason") or ""), _LONGEST_REASON, placeholder=" …")
     if not reason or how == "done":
         return how
     return reason if reason.lower().startswith(how) else f"{how}: {reason}"

@@ -26,13 +26,12 @@ def epoch_curve(history: History, stage: str, name: str) -> Curve:
 def clustering_curve(history: History, stage: str, name: str, head: int = 0) -> Curve:
     """A figure of the clustering records of a head; a clustering stands where its epoch begins."""
     records = history.of_kind("clustering", stage)
-    return _curve((record["epoch"], number_in(record, name)) for record in records if record.get("head") == head)
+    return _curve((record["epoch"], number_in(record, name)) for record in records if record["head"] == head)
 
 
 def heads(history: History, stage: str) -> list[int]:
     """Numbers of the heads that have clusterings."""
-    found = {record.get("head") for record in history.of_kind("clustering", stage)}
-    return sorted(head for head in found if isinstance(head, int))
+    return sorted({record["head"] for record in history.of_kind("clustering", stage)})
 
 
 def step_curve(history: History, stage: str, name: str) -> Curve:

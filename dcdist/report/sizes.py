@@ -21,7 +21,7 @@ from dcdist.report.blocks import (
     StackedBars,
     blocks_or,
 )
-from dcdist.report.clusterings import UNREADABLE, Sizes, list_clusterings, read_sizes, recorded_num_clusters
+from dcdist.report.clusterings import UNREADABLE, Sizes, after, list_clusterings, read_sizes, recorded_num_clusters
 from dcdist.report.history import History
 from dcdist.report.training import EPOCHS, balance_blocks
 from dcdist.storage import Storage
@@ -100,7 +100,7 @@ def _by_rank(clusterings: list[Sizes], where: str, note: str) -> Iterator[Chart]
     picked = list({sizes.epoch: sizes for sizes in (*clusterings[:1], *middle, *clusterings[-1:])}.values())
     if picked:
         caption = "All clusters from the largest to the smallest: a level line is a balanced clustering." + note
-        names = [f"after {sizes.epoch} epochs" for sizes in picked]
+        names = [after(sizes.epoch or 0) for sizes in picked]
         yield _rank_chart(f"ranks{where}", f"Sizes by rank{where}", caption, names, picked)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
+from textwrap import shorten
 
 import numpy as np
 
@@ -41,6 +42,7 @@ _WORDS = {
 }
 _ORDER = (_STARTING, *_WORDS.values())  # others follow; the place of each is its colour
 MOST_BARS = 100
+_LONGEST_REASON = 160  # letters
 MOST_ATTEMPTS = 12  # that the table shows unfolded
 _FINEST = 1000  # parts of the time line that can be told apart
 
@@ -153,9 +155,9 @@ def _time_line(spans: list[Span]) -> Chart:
             restarts.append(Restart(offset, ending(span.attempt) or "killed"))
     waited = sum(max(0.0, after.start - before.stop) for before, after in pairwise(spans))
     caption = f"{format_duration(seconds)} of running" + (
-        f" in {len(spans)} attempts; {format_duration(waited)} of waiting between them are left out."
+        f" in {len(spans)} attempts; {format_duration(waited)} of waiting between them left out."
         if len(spans) > 1
-        else ", in one attempt."
+        else " in one attempt."
     )
     coloured = tuple(Lane(name, _colour(name, others)) for name in lanes)
     return TimeLine("Time line", caption, coloured, tuple(segments), tuple(restarts), seconds)
@@ -222,7 +224,7 @@ def _attempts(spans: list[Span]) -> Iterator[Block]:
                 f"{int(number_in(description, 'repeated_steps') or 0):,}",
                 str(description.get("num_processes", "not known")),
                 datetime.fromtimestamp(span.start, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-                str(span.attempt.ended.get("reason") or "-"),
+                shorten(str(span.attempt.ended.get("reason") or "-"), _LONGEST_REASON, placeholder=" …"),
             )
         )
     if len(rows) <= MOST_ATTEMPTS:

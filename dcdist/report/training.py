@@ -62,7 +62,8 @@ def balance_blocks(history: History, stage: str, where: str) -> Iterator[Chart]:
 
 def speed_blocks(history: History, stage: str, where: str) -> Iterator[Chart]:
     """Images a second in training."""
-    line = _line("training", epoch_curve(history, stage, "samples_per_second"), 0)
+    x, y = epoch_curve(history, stage, "samples_per_second")
+    line = _line("training", (x[y > 0], y[y > 0]), 0)  # 0: an attempt that found its epoch trained already
     if line:
         yield LineChart(
             f"speed{where}",

@@ -116,7 +116,18 @@ def test_of_many_clusters_and_classes_the_largest_are_shown() -> None:
     assert chart.column_names == tuple(f"class {label}" for label in range(50 - MOST_COLUMNS, 50))
     assert chart.row_totals.tolist().count(21) == 1  # of classes that are not shown too
     assert "The 30 largest of 50 clusters." in chart.caption
-    assert "The 24 most frequent of 50 classes." in chart.caption
+    assert "The 24 classes, of 50, that are most frequent in them." in chart.caption
+
+
+def test_classes_are_those_of_the_clusters_shown() -> None:
+    """Class 0 is the most frequent of all, in small clusters that are not shown."""
+    small = np.repeat(np.arange(40, 540), 2)
+    clusters = np.concatenate([np.repeat(np.arange(40), 10), small])
+    labels = np.concatenate([np.repeat(np.arange(40) + 1, 10), np.zeros(len(small), int)])
+    (chart,) = class_map(assignments(clusters.tolist()), labels, None, "it")
+    assert isinstance(chart, HeatMap)
+    assert "class 0" not in chart.column_names
+    assert (chart.counts.sum(axis=0) == 10).all()
 
 
 def test_no_image_has_both() -> None:

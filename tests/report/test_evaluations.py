@@ -96,8 +96,8 @@ def test_a_kind_that_is_not_known_shows_its_numbers() -> None:
             "exact": True,
         }
     ]
-    table = only_table(report("voc-detection", rows))
-    assert table.title == "Voc detection"
+    table = only_table(report("new-kind", rows))
+    assert table.title == "New kind"
     assert dict(table.rows) == {
         "mAP": "0.500\u00a0±\u00a00.004",
         "queries": "500",
@@ -106,6 +106,32 @@ def test_a_kind_that_is_not_known_shows_its_numbers() -> None:
         "layers, conv2, top-1": "0.200",
         "exact": "yes",
     }
+
+
+def test_rows_of_one_name_differ_in_other_words() -> None:
+    """A linear classifier on each layer."""
+    names = [("untrained network", "conv1", 0.1), ("trained network", "conv1", 0.2), ("trained network", "conv2", 0.3)]
+    rows = [{"name": name, "layer": layer, "top1": spread(mean)} for name, layer, mean in names]
+    content = report("linear", rows)
+    assert only_table(content).rows == (
+        ("untrained network, conv1", "0.100"),
+        ("trained network, conv1", "0.200"),
+        ("trained network, conv2", "0.300"),
+    )
+    assert headline_scores([content]) == {"linear classifier, best layer (conv2)": "0.300"}
+
+
+def test_scores_by_mode_and_published_ones() -> None:
+    modes = {"fc6-8": {"scores": {"map": spread(0.5, 0.01)}, "seeds": [{"map": 0.5}], "seconds": 7.0}}
+    published = [{"name": "others", "fc6-8": 0.7, "from_memory": True}, {"name": "more", "fc6-8": 0.6}]
+    data = {"root": "VOC2007", "train": {"num_images": 5}}
+    rows = [{"name": "trained network", "modes": modes}]
+    own, others = tables_of(report("voc-classification", rows, data=data, published=published))
+    assert own.header == ("", "fc6-8, mAP")
+    assert own.rows == (("trained network", "0.500\u00a0±\u00a00.010"),)
+    assert own.note == "images of VOC2007; voc-classification-0001.json."
+    assert others.title == "PASCAL VOC, classification, as published"
+    assert others.rows == (("others, from memory", "0.700"), ("more", "0.600"))
 
 
 def test_of_too_many_figures_the_first_are_shown() -> None:

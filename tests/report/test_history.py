@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,11 @@ def test_damaged_lines_are_left_out_and_counted(restarted: Path) -> None:
     lines = file.read_text().splitlines()
     lines[1] = lines[1][:40]  # a clustering of the newer attempt: that of the older one shows again
     no_time, no_number = '{"kind": "step", "stage": "a", "epoch": 1, "step": 2, "time": null}', '{"kind": "epoch"}'
-    file.write_text("\n".join([*lines, "[1]", no_time, no_number, "\x00", '{"kind": "step", "sta']))
+    no_head = json.dumps({**record("clustering", 0, 0, 1), "head": {}})
+    no_step = json.dumps(record("epoch", 0, 10**40, 1))
+    file.write_text("\n".join([*lines, "[1]", no_time, no_number, no_head, no_step, "\x00", '{"kind": "step", "sta']))
     history = history_of(restarted)
-    assert history.remarks == ("metrics/0002.jsonl has 5 lines that are damaged and left out.",)
+    assert history.remarks == ("metrics/0002.jsonl has 7 lines that are damaged and left out.",)
     assert clustering_curve(history, "clusters", "objective")[1].tolist() == [0.9, 0.8]
     assert epoch_curve(history, "clusters", "loss")[1].tolist() == [3.5, 1.9]
 
@@ -133,7 +136,7 @@ def test_stages_heads_and_loss_terms(tmp_path: Path) -> None:
     np.testing.assert_allclose(terms["clusters"][1], [1.925, 1.425, 0.925])
 
 
-@pytest.mark.parametrize("value", ["0.5", None, True, float("nan"), [1], {"a": 1}])
+@pytest.mark.parametrize("value", ["0.5", None, True, float("nan"), [1], {"a": 1}, 10**40, -1e300])
 def test_what_is_no_number_is_left_out(tmp_path: Path, value: object) -> None:
     lines = [record("epoch", 0, 10, 1, loss=value), record("epoch", 1, 20, 2, loss=2.0)]
     write_attempt(tmp_path, 1, 0, None, lines)

@@ -173,7 +173,7 @@ def _config_of_another_shape(folder: Path) -> None:
             _only_begun,
             ["No step has been recorded yet.", "No clustering has been written yet.", "config.yaml is missing"],
         ),
-        (_without_end, ["no end is recorded", "The run has no final clustering yet.", "after 1 epochs"]),
+        (_without_end, ["no end is recorded", "The run has no final clustering yet.", "after 1 epoch"]),
         (_damaged_everywhere, ["is damaged and left out", "damaged: how this attempt began and ended is not known"]),
         (_empty_files, ["config.yaml is damaged", "is damaged and left out"]),
         (_config_of_another_shape, ["at a glance", "loss"]),

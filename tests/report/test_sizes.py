@@ -62,7 +62,7 @@ def test_sizes_by_rank_are_of_the_first_the_middle_and_the_last(tmp_path: Path) 
     chart = charts_of(tmp_path)["Sizes by rank"]
     assert isinstance(chart, LineChart)
     assert {line.name: line.y.tolist() for line in chart.lines} == {
-        "after 0 epochs": [3, 2, 1],
+        "before the first epoch": [3, 2, 1],
         "after 2 epochs": [3, 3, 2],
         "after 4 epochs": [5, 3, 2],
     }

@@ -95,6 +95,14 @@ def test_the_state_of_a_run_that_ended(tmp_path: Path, code: int, reason: str, w
     assert state(read_history(RunDirectory(str(tmp_path)))) == words
 
 
+def test_a_long_reason_is_cut(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, (10, 1, "because " * 100), [])
+    (row,) = table_of(tmp_path, "Attempts").rows
+    assert row[-1].endswith("because …")
+    assert len(row[-1]) <= 160
+    assert len(state(read_history(RunDirectory(str(tmp_path))))) < 320
+
+
 def test_the_state_of_a_run_without_an_end(disturbed: Path) -> None:
     assert state(read_history(RunDirectory(str(disturbed)))) == "running, or killed: no end is recorded"
 
