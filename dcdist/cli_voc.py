@@ -110,7 +110,9 @@ def voc_detection(
     from dcdist.evaluate.voc_detection import DetectionOptions, evaluate_detection, render_detection
     from dcdist.evaluation.region_network import RegionOptions
 
-    own = DetectionOptions(RegionOptions(short_sides=short_sides, proposals_in_prediction=proposals), frozen_convolutions)
+    own = DetectionOptions(
+        RegionOptions(short_sides=short_sides, proposals_in_prediction=proposals), frozen_convolutions
+    )
     _show(evaluate_detection(run, options, own), render_detection, as_json)
 
 
