@@ -30,7 +30,7 @@ from dcdist.evaluation.segmentation_scores import Confusion
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
 
-RECIPE = Recipe(20_000, 16, 0.01, 1e-4, power=0.9)
+RECIPE = Recipe(20_000, 16, 0.003, 1e-4, power=0.9)
 CROP_SIZE = 384
 _SCALES = (0.5, 2.0)  # of the image before a crop is taken, as torchvision trains its segmentation networks
 
