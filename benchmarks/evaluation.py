@@ -76,7 +76,7 @@ def _short_run(data: Path, folder: Path) -> StoredRun:
     """A run that is done, on a few of the images."""
     few, _ = write_images(data, 256, folder)
     overrides = [f"data.root={few}", "data.heldout_split=null", f"run.dir={folder}/run", "train.num_epochs=1"]
-    overrides += ["train.batch_size=64", "clustering.num_clusters=100", "features.pca_dimensions=64"]
+    overrides += ["launch.num_processes=1", "clustering.num_clusters=100", "features.pca_dimensions=64"]
     overrides += ["evaluation.summary=false", "metrics.progress=false"]
     subprocess.run([sys.executable, "-m", "dcdist", "train", str(CONFIG), *overrides], check=True)
     return read_run(f"{folder}/run")
