@@ -265,6 +265,18 @@ def test_tables_and_json(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "final clusters: 3, cluster x class on the training images" in printed
     assert "trained network, the run's own" in printed
     assert "trained network, whitened, k-means" in printed
+    heldout = printed[printed.index("\nheld-out images ") :].splitlines()
+    (published,) = [line for line in heldout if line.startswith("SCAN (best of its runs), on CIFAR-10 ")]
+    assert published.split()[-7:] == [
+        "10",
+        "0.797",
+        "-",
+        "0.772",
+        "-",
+        "0.883",
+        "-",
+    ]  # K, NMI, AMI, ARI, ACC, best, purity
+    assert "student project" not in printed  # of two classes
 
 
 def test_linear_classifiers_on_layers(finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

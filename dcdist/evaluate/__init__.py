@@ -67,4 +67,5 @@ def _describe(kind: str, subject: Subject) -> dict[str, Any]:
         "num_classes": subject.num_classes,
         "seeds": list(subject.options.seeds),
         "protocol": KINDS[kind].protocol(subject),
+        "published": KINDS[kind].published(subject),
     }

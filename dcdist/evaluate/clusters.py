@@ -11,7 +11,8 @@ from dcdist.evaluate.kinds import Kind, mean_and_deviation, spread
 from dcdist.evaluate.measured import FinalClusters, Measured
 from dcdist.evaluate.report import Report
 from dcdist.evaluate.subject import Subject
-from dcdist.evaluation.clusters import SCORES, Partition, describe_clusters, render_clusters
+from dcdist.evaluation import published
+from dcdist.evaluation.clusters import Partition, describe_clusters, render_clusters
 from dcdist.evaluation.feature_sets import TRAINED
 from dcdist.evaluation.readouts import NEIGHBORS, PLAIN, WARD, WHITENED, label_free_readouts
 from dcdist.evaluation.tables import aligned, figure
@@ -25,7 +26,18 @@ _TITLES = {
     NEIGHBORS: "whitened, neighbours",
 }
 _WITH_DEVIATION = ("accuracy", "by_train_naming")
-_HELDOUT_SCORES = ("nmi", "by_train_naming", "by_best_naming")
+_PARTS = {"train": "training images", "heldout": "held-out images"}
+_COLUMNS = {
+    "train": {"nmi": "NMI", "ami": "AMI", "ari": "ARI", "accuracy": "ACC", "purity": "purity"},
+    "heldout": {
+        "nmi": "NMI",
+        "ami": "AMI",
+        "ari": "ARI",
+        "by_train_naming": "ACC",
+        "by_best_naming": "best",
+        "purity": "purity",
+    },
+}
 
 
 def _measure(measured: Measured, subject: Subject) -> dict[str, Any]:
@@ -57,52 +69,50 @@ def _describe_final(final: FinalClusters) -> dict[str, Any]:
 
 def _over_seeds(described: list[dict[str, Any]]) -> dict[str, Any]:
     """Means and deviations of the scores on training and held-out images."""
-    wanted = {"train": SCORES, "heldout": _HELDOUT_SCORES}
     return {
         part: {name: mean_and_deviation([one[part][name] for one in described]) for name in names}
-        for part, names in wanted.items()
+        for part, names in _COLUMNS.items()
         if part in described[0]
     }
 
 
 def _render(report: Report) -> list[str]:
     lines: list[str] = []
-    rows = []
     for row in report["rows"]:
-        for name in _TITLES:
-            if name in row:
-                rows.append([f"{row['name']}, {_TITLES[name]}", *_cells(row[name])])
         if FINAL in row:
             final = row[FINAL]["seeds"][0]
             lines += [render_clusters(final, report["label_names"]), *_sizes(final), ""]
-    header = ["clusters", "K", "NMI", "AMI", "ARI", "ACC", "purity"]
-    header += ["held-out NMI", "held-out ACC", "best"]
     if not lines and any(row["name"] == TRAINED for row in report["rows"]):
         lines = [f"the run has no final clustering yet: stage {report['stage']} has not ended", ""]
+    for part, columns in _COLUMNS.items():
+        rows = [
+            [f"{row['name']}, {_TITLES[name]}", str(row[name]["seeds"][0]["num_clusters"]), *_cells(row, name, part)]
+            for row in report["rows"]
+            for name in _TITLES
+            if name in row and part in row[name]["scores"]
+        ]
+        for row in report["published"]:
+            if row["part"] == part and rows:
+                scores = [figure(row.get(name)) for name in columns]
+                rows.append([published.title(row), str(row["num_classes"]), *scores])
+        if rows:
+            lines += [*aligned([_PARTS[part], "K", *columns.values()], rows), ""]
     seeds = len(report["seeds"])
-    note = (
+    lines.append(
         f"{report['num_classes']} clusters of the shared read-outs, over {seeds} seed{'s' * (seeds != 1)}; ACC by the "
         "best one-to-one matching of clusters and classes"
     )
-    if rows and rows[0][-1] != "-":
-        note += "\nheld-out ACC: clusters named by the matching on training images; best: by the one on held-out images"
-    return [*lines, *aligned(header, rows), note]
+    if report["heldout"]:
+        lines.append("held-out ACC by the matching on training images; best: by that on the held-out images themselves")
+    return [*lines, *published.footnotes(report["published"])]
 
 
-def _cells(readout: Mapping[str, Any]) -> list[str]:
-    scores = readout["scores"]
-    train, heldout = scores["train"], scores.get("heldout", {})
-    return [
-        str(readout["seeds"][0]["num_clusters"]),
-        *(_cell(name, train) for name in ("nmi", "ami", "ari", "accuracy", "purity")),
-        *(_cell(name, heldout) for name in _HELDOUT_SCORES),
-    ]
-
-
-def _cell(name: str, scores: Mapping[str, Any]) -> str:
+def _cells(row: Mapping[str, Any], readout: str, part: str) -> list[str]:
     """Deviations of the accuracies alone: a line is to fit a terminal."""
-    summary = scores.get(name)
-    return spread(summary) if name in _WITH_DEVIATION or summary is None else figure(summary["mean"])
+    scores = row[readout]["scores"][part]
+    return [
+        spread(scores[name]) if name in _WITH_DEVIATION else figure(scores[name]["mean"]) for name in _COLUMNS[part]
+    ]
 
 
 def _sizes(described: Mapping[str, Any]) -> list[str]:
@@ -130,4 +140,5 @@ CLUSTERS = Kind(
         "accuracy": "best one-to-one matching; by_train_naming: that of the training images",
     },
     render=_render,
+    published=lambda subject: published.clusters(subject.num_classes),
 )

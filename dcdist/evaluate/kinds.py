@@ -10,6 +10,7 @@ from typing import Any
 from dcdist.evaluate.measured import Measured
 from dcdist.evaluate.report import Report
 from dcdist.evaluate.subject import Subject
+from dcdist.evaluation import published
 from dcdist.evaluation.knn import DEFAULT_TEMPERATURE, knn_accuracies
 from dcdist.evaluation.linear import PENALTIES, linear_accuracies
 from dcdist.evaluation.tables import aligned, figure
@@ -22,6 +23,7 @@ class Kind:
     measure: Callable[[Measured, Subject], dict[str, Any]]  # a row of the report
     protocol: Callable[[Subject], dict[str, Any]]  # how it was measured
     render: Callable[[Report], list[str]]
+    published: Callable[[Subject], list[dict[str, Any]]] = lambda subject: []  # noqa: ARG005
     needs_heldout: bool = False
 
 
@@ -49,9 +51,15 @@ def _measure_knn(measured: Measured, subject: Subject) -> dict[str, Any]:
 def _render_knn(report: Report) -> list[str]:
     counts = list(report["rows"][0]["top1"])
     rows = [[row["name"], *(figure(row["top1"][k]) for k in counts)] for row in report["rows"]]
+    rows += [
+        [published.title(row), *(figure(row["top1"].get(k)) for k in counts)]
+        for row in report["published"]
+        if set(row["top1"]) & set(counts)
+    ]
     how = "held-out images by the training images" if report["heldout"] else "each image by the others (leave-one-out)"
     note = f"top-1 of {how}; votes weigh exp(cosine similarity / {DEFAULT_TEMPERATURE})"
-    return [*aligned(["kNN", *(f"k={k}" for k in counts)], rows), note]
+    notes = published.footnotes(report["published"])
+    return [*aligned(["kNN", *(f"k={k}" for k in counts)], rows), note, *notes]
 
 
 def _measure_linear(measured: Measured, subject: Subject) -> dict[str, Any]:
@@ -87,6 +95,7 @@ KNN = Kind(
         "neighbors": list(subject.options.neighbors),
     },
     render=_render_knn,
+    published=lambda subject: published.knn(subject.run.config.model.name),
 )
 
 LINEAR = Kind(

@@ -21,12 +21,12 @@ from dcdist.evaluate.kinds import mean_and_deviation, spread
 from dcdist.evaluate.labelled_images import LabelledImages, images_line, open_labelled, open_loader
 from dcdist.evaluate.measured import DataOptions
 from dcdist.evaluate.report import Report, header, where, write
+from dcdist.evaluation import published
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED
 from dcdist.evaluation.probe_inputs import FromImages, PooledMaps, ProbeInputs, cached
 from dcdist.evaluation.probe_recipes import RECIPES, ProbeRecipe
 from dcdist.evaluation.probe_training import ProbeScore, build_probes, score_probes, train_probes
 from dcdist.evaluation.probes import ProbeName
-from dcdist.evaluation.published import published_linear
 from dcdist.evaluation.tables import aligned, figure
 from dcdist.member import Member
 from dcdist.models.backbone import OUTPUT, Backbone
@@ -110,7 +110,7 @@ def evaluate_layers(url: str, options: LayerOptions, member: Member) -> Report |
             "num_processes": member.collectives.world_size,
         },
         "rows": [_row(name, [score[name] for score in scores]) for name in scores[0]],
-        "published": published_linear(run.config.model.name),
+        "published": published.linear(run.config.model.name),
     }
     write(run.directory, report)
     return report
@@ -225,7 +225,10 @@ def render_layers(report: Report) -> str:
             continue
         rows = [[name, *(spread(cells[name, layer][score]) for layer in layers)] for name in networks]
         if score == "top1":
-            rows += [_published(row, layers) for row in report["published"]]
+            rows += [
+                [published.title(row), *(figure(row["top1"].get(layer)) for layer in layers)]
+                for row in report["published"]
+            ]
         lines += [*aligned([title, *layers], rows), ""]
     protocol = report["protocol"]
     crops = {"random": "random crops", "random_resized": "random resized crops", "center": "central crops"}
@@ -234,11 +237,4 @@ def render_layers(report: Report) -> str:
         f"linear classifiers on frozen layers, {protocol['num_epochs']} epochs of SGD on {crops[protocol['crop']]} of "
         f"the training images,\nscored by {test_crops} of held-out ones"
     )
-    if any(row["note"] for row in report["published"]):
-        lines.append(f"* {next(row['note'] for row in report['published'] if row['note'])}")
-    return "\n".join(lines)
-
-
-def _published(row: dict[str, Any], layers: Sequence[str]) -> list[str]:
-    name = f"{row['name']}, on {row['data']}{'*' if row['note'] else ''}"
-    return [name, *(figure(row["top1"].get(layer)) for layer in layers)]
+    return "\n".join([*lines, *published.footnotes(report["published"])])
