@@ -47,6 +47,11 @@ def cached_shards(location: Location, split: str | None, cache_directory: Path) 
     return target
 
 
+def is_cached(location: Location, split: str | None, cache_directory: Path) -> bool:
+    """Whether `cached_shards` would find its folder there."""
+    return (cache_directory / _digest(location, split) / MANIFEST_NAME).exists()
+
+
 def _digest(location: Location, split: str | None) -> str:
     digest = hashlib.sha256(f"{FORMAT_VERSION}\0{location.url}\0{location.path}\0".encode())
     if location.kind in ("folder", "tar"):  # where the split's name helps to read the folders

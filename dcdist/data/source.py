@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dcdist.data.cache import cached_shards, default_cache_directory
+from dcdist.data.cache import cached_shards, default_cache_directory, is_cached
 from dcdist.data.image_folder import FolderSource
 from dcdist.data.location import locate
 from dcdist.data.packed import PackedSource
@@ -36,5 +36,23 @@ def open_source(
         return FolderSource(location, split)
     if location.is_local and location.kind == "packed":
         return PackedSource(Path(location.path), split, location.url)
-    cache = default_cache_directory() if cache_directory is None else Path(cache_directory)
-    return PackedSource(cached_shards(location, split, cache), split, location.url)
+    return PackedSource(cached_shards(location, split, _cache(cache_directory)), split, location.url)
+
+
+def bytes_to_pack(
+    root: str | os.PathLike[str], split: str | None = None, cache_directory: str | os.PathLike[str] | None = None
+) -> int:
+    """How much `open_source` would have to copy into the cache first: 0 of what is read in place, or is there already.
+
+    Raises:
+        UsageError: nothing there, or nothing that is known.
+    """
+    location = locate(root)
+    in_place = location.is_local and location.kind in ("folder", "packed")
+    if in_place or is_cached(location, split, _cache(cache_directory)):
+        return 0
+    return sum(entry.size for entry in location.files)
+
+
+def _cache(directory: str | os.PathLike[str] | None) -> Path:
+    return default_cache_directory() if directory is None else Path(directory)

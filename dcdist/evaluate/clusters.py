@@ -12,7 +12,7 @@ from dcdist.evaluate.measured import FinalClusters, Measured
 from dcdist.evaluate.report import Report
 from dcdist.evaluate.subject import Subject
 from dcdist.evaluation import published
-from dcdist.evaluation.clusters import Partition, describe_clusters, render_clusters
+from dcdist.evaluation.clusters import Partition, describe_clusters, render_clusters, render_confusion
 from dcdist.evaluation.feature_sets import TRAINED
 from dcdist.evaluation.readouts import NEIGHBORS, PLAIN, WARD, WHITENED, label_free_readouts
 from dcdist.evaluation.tables import aligned, figure
@@ -82,6 +82,7 @@ def _render(report: Report) -> list[str]:
         if FINAL in row:
             final = row[FINAL]["seeds"][0]
             lines += [render_clusters(final, report["label_names"]), *_sizes(final), ""]
+            lines += [*render_confusion(final, report["label_names"]), ""]
     if not lines and any(row["name"] == TRAINED for row in report["rows"]):
         lines = [f"the run has no final clustering yet: stage {report['stage']} has not ended", ""]
     for part, columns in _COLUMNS.items():

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcdist.errors import UsageError
+from dcdist.evaluation.tables import aligned, figure
 from dcdist.metrics.cluster_metrics import cluster_sizes, size_entropy_ratio
 from dcdist.metrics.contingency import contingency
 from dcdist.metrics.partition_scores import (
@@ -28,6 +29,7 @@ from dcdist.metrics.partition_scores import (
 )
 
 LARGEST_TABLE = 20  # clusters; of more a table says nothing to a reader
+NO_NAME = -1  # of a cluster that no class is left for
 SCORES = ("nmi", "ari", "ami", "accuracy", "purity")
 
 
@@ -117,7 +119,12 @@ def describe_clusters(num_clusters: int, train: Partition, heldout: Partition | 
     num_classes = 1 + max(int(partition.labels.max()) for partition in (train, heldout) if partition is not None)
     described: dict[str, Any] = {"num_clusters": num_clusters, "train": _describe(train, num_clusters)}
     described["table"] = _table(train, num_clusters, num_classes)
+    names = name_clusters(train.assignments.numpy(), train.labels.numpy())
+    names = np.pad(names, (0, num_clusters - len(names)), constant_values=NO_NAME)
+    described["names"] = names.tolist()
+    described["confusion"] = _confusion(train, names, num_classes)
     if heldout is not None:
+        described["heldout_confusion"] = _confusion(heldout, names, num_classes)
         named = accuracy_by_naming(train.assignments, train.labels, heldout.assignments, heldout.labels)
         described["heldout"] = {
             "by_train_naming": named.by_train_naming,
@@ -151,17 +158,55 @@ def _table(partition: Partition, num_clusters: int, num_classes: int) -> list[li
     return rows
 
 
+def _confusion(partition: Partition, names: NDArray[np.int64], num_classes: int) -> list[list[int]] | None:
+    """Counts [C, C + 1]: images of a class by the name of their cluster, the last column for clusters without one.
+
+    Args:
+        partition: some images.
+        names: [K], the class of each cluster or NO_NAME.
+        num_classes: C; of more than 20 there is no table.
+    """
+    if num_classes > LARGEST_TABLE:
+        return None
+    clusters, classes = partition.assignments.numpy(), partition.labels.numpy()
+    known = (clusters >= 0) & (classes >= 0)
+    confusion = np.zeros((num_classes, num_classes + 1), np.int64)
+    np.add.at(confusion, (classes[known], names[clusters[known]]), 1)  # NO_NAME, -1, is the last column
+    rows: list[list[int]] = confusion.tolist()
+    return rows
+
+
+def render_confusion(clusters: Mapping[str, Any], label_names: list[str] | None) -> list[str]:
+    """Lines of the confusion of held-out images (else of training images); none of more than 20 classes."""
+    part = "held-out" if "heldout" in clusters else "training"
+    table = clusters["heldout_confusion" if part == "held-out" else "confusion"]
+    if table is None:
+        return []
+    names = _names(label_names, len(table))
+    rows = [[name, *map(str, row)] for name, row in zip(names, table, strict=True)]
+    return [f"class x name of its cluster on the {part} images", *aligned(["", *names, "no name"], rows)]
+
+
+def _names(label_names: list[str] | None, num_classes: int) -> list[str]:
+    return [label_names[index] if label_names else str(index) for index in range(num_classes)]
+
+
 def render_clusters(clusters: Mapping[str, Any], label_names: list[str] | None) -> str:
     """What `describe_clusters` gave, in words and, of few clusters, as a table of the training images."""
     lines = [f"final clusters: {clusters['num_clusters']}, cluster x class on the training images"]
     table, train = clusters["table"], clusters["train"]
     if table is not None:
-        names = [label_names[i] if label_names else str(i) for i in range(len(table[0]))]
-        width = max(8, *(len(name) for name in names))
-        lines.append(" " * 10 + "".join(f"{name:>{width + 2}}" for name in names))
-        lines += [
-            f"{number:>10}" + "".join(f"{count:>{width + 2}}" for count in row) for number, row in enumerate(table)
+        names = _names(label_names, len(table[0]))
+        rows = [
+            [
+                str(number),
+                *map(str, counts),
+                figure(train["class_entropies"][number]),
+                names[clusters["names"][number]] if clusters["names"][number] != NO_NAME else "-",
+            ]
+            for number, counts in enumerate(table)
         ]
+        lines += aligned(["", *names, "entropy", "name"], rows)
     lines.append(
         f"majority purity on training images {train['purity']:.3f}, "
         f"accuracy {train['accuracy']:.3f}, NMI {train['nmi']:.3f}"

@@ -15,7 +15,7 @@ from dcdist.metrics.contingency import Contingency, IntArray, contingency
 def entropy(sizes: IntArray) -> float:
     """Entropy in nats of a partition with these cluster sizes; those of 0 add nothing."""
     shares = sizes[sizes > 0] / max(1, int(sizes.sum(dtype=np.int64)))
-    return float(-np.dot(shares, np.log(shares)))
+    return float(0.0 - np.dot(shares, np.log(shares)))  # not -0.0 of a single cluster
 
 
 def nmi(first: IntArray, second: IntArray) -> float:

@@ -95,17 +95,16 @@ def _to_parquet(examples: Examples) -> bytes:
 
 def _open(data: Mapping[str, Any], root: str | None) -> ImageSource:
     """Raises DcdistError or OSError where the data are not here, or would have to be copied and are large."""
-    from dcdist.data.location import locate
-    from dcdist.data.source import open_source
+    from dcdist.data.source import bytes_to_pack, open_source
 
     place = root or data.get("root")
     if not place:
         raise DcdistError("The run's config does not say where they lie")
-    location = locate(str(place))
-    gib = sum(entry.size for entry in location.files) / 2**30
-    if root is None and gib > MOST_TO_PACK_GIB and not (location.is_local and location.kind in ("folder", "packed")):
+    where = str(place), data.get("split"), data.get("cache_directory")
+    gib = 0.0 if root is not None else bytes_to_pack(*where) / 2**30
+    if gib > MOST_TO_PACK_GIB:
         raise DcdistError(f"{place} has {gib:.0f} GiB that would have to be packed into the cache first")
-    return open_source(str(place), data.get("split"), data.get("cache_directory"))
+    return open_source(*where)
 
 
 def _refuse_others(source: ImageSource, history: History, place: str) -> None:

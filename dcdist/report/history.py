@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dcdist.errors import RunError, UsageError
 from dcdist.metrics.heartbeat import read_heartbeat
-from dcdist.metrics.jsonl import FOLDER
+from dcdist.metrics.jsonl import FOLDER, Record, latest_records, read_attempts
 from dcdist.run_directory import ATTEMPTS, CONFIG, RunDirectory
 
-Record = Mapping[str, Any]
-
-_METRICS_FILE = re.compile(r"(\d{4,})\.jsonl")
-_LATEST = 1e11  # unix seconds: what is later is no time
 _LARGEST = 1e30  # what is larger is damage, and no axis can hold it
-_KINDS = ("step", "clustering", "epoch", "evaluation", "event")
 
 
 @dataclass(frozen=True)
@@ -62,19 +54,19 @@ def read_history(run: RunDirectory) -> History:
     Raises:
         UsageError: the folder holds nothing of a run.
     """
-    metrics = {int(match[1]) for match in map(_METRICS_FILE.fullmatch, run.storage.list(FOLDER)) if match}
+    metrics, remarks = read_attempts(run.storage)
     numbers = sorted({*run.attempt_numbers(), *metrics})
     if not numbers and not run.storage.exists(CONFIG):
         raise UsageError(
             f"{run} is no run: it has no {CONFIG}, no {ATTEMPTS}/ and no {FOLDER}/. Give the folder that run.dir named"
         )
-    remarks: list[str] = []
     attempts = []
     for number in numbers:
-        records = tuple(_read_records(run, number, remarks)) if number in metrics else ()
         heartbeat = read_heartbeat(run.storage, run.heartbeat_file(number))
-        attempts.append(AttemptHistory(number, _read_description(run, number, remarks), records, heartbeat))
-    return History(tuple(attempts), tuple(_merge(attempts)), tuple(remarks))
+        attempts.append(
+            AttemptHistory(number, _read_description(run, number, remarks), metrics.get(number, ()), heartbeat)
+        )
+    return History(tuple(attempts), tuple(latest_records(metrics)), tuple(remarks))
 
 
 def number_in(record: Record, name: str) -> float | None:
@@ -92,59 +84,6 @@ def numbers_in(record: Record, name: str) -> dict[str, float]:
         return {}
     found = {str(key): number_in(values, key) for key in values}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _merge(attempts: list[AttemptHistory]) -> Iterator[Record]:
-    """As `read_metrics` does: the latest attempt's records of a step hold; events happened, all of them are kept."""
-    latest = {_coordinates(record): attempt.number for attempt in attempts for record in attempt.records}
-    for attempt in attempts:
-        for record in attempt.records:
-            if record["kind"] == "event" or latest[_coordinates(record)] == attempt.number:
-                yield record
-
-
-def _coordinates(record: Record) -> tuple[Any, ...]:
-    return tuple(str(record.get(name)) for name in ("kind", "stage", "epoch", "step", "head"))
-
-
-def _read_records(run: RunDirectory, number: int, remarks: list[str]) -> Iterator[Record]:
-    path = run.metrics_file(number)
-    try:
-        *lines, _ = run.storage.read_bytes(path).split(b"\n")  # a last line without its end: a kill cut it
-    except OSError as error:
-        remarks.append(f"{path} cannot be read ({type(error).__name__}) and is left out.")
-        return
-    damaged = 0
-    for line in lines:
-        record = _parse(line)
-        if record is None:
-            damaged += 1
-        else:
-            yield record
-    if damaged:
-        what = "1 line that is" if damaged == 1 else f"{damaged} lines that are"
-        remarks.append(f"{path} has {what} damaged and left out.")
-
-
-def _parse(line: bytes) -> Record | None:
-    """None where the line is no record."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    is_record = (
-        isinstance(record, dict)
-        and record.get("kind") in _KINDS
-        and isinstance(record.get("stage"), str)
-        and all(_is_count(record.get(name)) for name in ("epoch", "step"))
-        and (record["kind"] != "clustering" or _is_count(record.get("head")))
-        and 0 < (number_in(record, "time") or 0) < _LATEST
-    )
-    return record if is_record else None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < _LARGEST
 
 
 def _read_description(run: RunDirectory, number: int, remarks: list[str]) -> Record:

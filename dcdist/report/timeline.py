@@ -11,6 +11,7 @@ from textwrap import shorten
 import numpy as np
 
 from dcdist.errors import ExitCode
+from dcdist.metrics.jsonl import Record
 from dcdist.metrics.progress import format_duration
 from dcdist.report.blocks import (
     Block,
@@ -26,7 +27,7 @@ from dcdist.report.blocks import (
     Table,
     TimeLine,
 )
-from dcdist.report.history import AttemptHistory, History, Record, number_in, numbers_in
+from dcdist.report.history import AttemptHistory, History, number_in, numbers_in
 from dcdist.report.training import EPOCHS, speed_blocks
 
 _STARTING = "starting"

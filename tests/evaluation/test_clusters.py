@@ -18,6 +18,7 @@ from dcdist.evaluation.clusters import (
     cluster_scores,
     describe_clusters,
     render_clusters,
+    render_confusion,
 )
 from dcdist.evaluation.feature_clusters import cluster_features, leading_directions
 from dcdist.evaluation.readouts import NEIGHBORS, PLAIN, WARD, WHITENED, label_free_readouts, ward_readout, whitened
@@ -181,7 +182,22 @@ def test_a_clustering_is_described_by_hand() -> None:
     assert (described["train"]["accuracy"], described["train"]["purity"]) == (3 / 4, 3 / 4)
     assert described["heldout"]["by_train_naming"] == 1 / 4
     assert described["heldout"]["by_best_naming"] == described["heldout"]["accuracy"] == 3 / 4
+    assert described["names"] == [1, 0, -1]
+    assert described["confusion"] == [[1, 1, 0], [0, 2, 0]]  # rows are classes, columns names, the last one: no name
+    assert described["heldout_confusion"] == [[1, 2, 0], [1, 0, 0]]
     assert "heldout" not in describe_clusters(3, train)
+
+
+def test_the_table_and_the_confusion_as_they_are_printed() -> None:
+    train = Partition(torch.tensor([0, 0, 0, 1, 2], dtype=torch.int32), torch.tensor([1, 1, 0, 0, 0]))
+    described = describe_clusters(3, train)
+    table, confusion = render_clusters(described, ["cat", "dog"]), render_confusion(described, ["cat", "dog"])
+    assert [line.split() for line in table.splitlines()[3:6]] == [
+        ["0", "1", "2", "0.637", "dog"],
+        ["1", "1", "0", "0.000", "cat"],
+        ["2", "1", "0", "0.000", "-"],
+    ]
+    assert [line.split() for line in confusion[3:]] == [["cat", "1", "1", "1"], ["dog", "0", "2", "0"]]
 
 
 def test_of_many_clusters_no_table_is_kept() -> None:

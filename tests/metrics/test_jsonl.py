@@ -12,7 +12,6 @@ import fsspec
 import numpy as np
 import pytest
 
-from dcdist.errors import RunError
 from dcdist.metrics.jsonl import JsonLinesSink, read_metrics
 from dcdist.storage import GrowingFile, LocalStorage, Storage, open_storage
 
@@ -25,7 +24,7 @@ def write(storage: Storage, attempt: int, *records: dict[str, Any]) -> None:
 
 
 def step(number: int, loss: float, **values: Any) -> dict[str, Any]:
-    return {"kind": "step", "stage": "main", "epoch": 0, "step": number, "time": 0.0, "loss": loss, **values}
+    return {"kind": "step", "stage": "main", "epoch": 0, "step": number, "time": 1.0, "loss": loss, **values}
 
 
 def refuse(constant: str) -> None:
@@ -56,7 +55,7 @@ def test_of_a_step_written_twice_the_later_attempt_holds(tmp_path: Path) -> None
 
 def test_heads_at_one_step_are_different_records_and_all_events_are_kept(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
-    at = {"stage": "main", "epoch": 0, "step": 5, "time": 0.0}
+    at = {"stage": "main", "epoch": 0, "step": 5, "time": 1.0}
     earlier = [
         {"kind": "clustering", **at, "head": 0, "value": 1},
         {"kind": "clustering", **at, "head": 1, "value": 1},
@@ -87,15 +86,20 @@ def test_half_a_last_line_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureF
         file.write('{"kind": "st')
     with caplog.at_level(logging.WARNING):
         assert read_metrics(storage) == [step(10, 1.0)]
-    assert caplog.messages == [f"{tmp_path}/metrics/0001.jsonl ends in half a line, which is left out"]
+    assert caplog.messages == []
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    write(LocalStorage(str(tmp_path)), 1, step(10, 1.0))
+def test_damaged_lines_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run's end must not fail on its history."""
+    storage = LocalStorage(str(tmp_path))
+    write(storage, 1, step(10, 1.0))
     with (tmp_path / "metrics/0001.jsonl").open("a") as file:
-        file.write("[1]\n")
-    with pytest.raises(RunError, match=r"0001\.jsonl, line 2 is not a JSON object \(\[1\]\)"):
-        read_metrics(LocalStorage(str(tmp_path)))
+        file.write("[1]\n" + json.dumps(step(20, 2.0)) + '\n{"kind": "step"}\n')
+    write(storage, 2, step(30, 3.0))
+    with caplog.at_level(logging.WARNING):
+        assert read_metrics(storage) == [step(10, 1.0), step(20, 2.0), step(30, 3.0)]
+    (message,) = caplog.messages
+    assert "metrics/0001.jsonl: 2 lines, the first 2, are damaged and left out." in message
 
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:

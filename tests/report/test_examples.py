@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dcdist.data.pack import pack
+from dcdist.data.source import open_source
 from dcdist.report import examples
 from dcdist.report.examples import EXAMPLES, SIDE, Examples, find_examples
 from dcdist.report.history import read_history
@@ -143,3 +144,6 @@ def test_a_large_copy_is_made_on_demand_alone(
     assert "would have to be packed into the cache first" in found.remark
     assert not (tmp_path / "cache").exists()
     assert find(trained, [0], configured=tmp_path / "packed").thumbnails[0]
+    trained.storage.remove(EXAMPLES)
+    open_source(tmp_path / "images.parquet")
+    assert find(trained, [0], configured=tmp_path / "images.parquet").thumbnails[0], "a copy is there already"

@@ -72,7 +72,7 @@ def test_damaged_lines_are_left_out_and_counted(restarted: Path) -> None:
     no_step = json.dumps(record("epoch", 0, 10**40, 1))
     file.write_text("\n".join([*lines, "[1]", no_time, no_number, no_head, no_step, "\x00", '{"kind": "step", "sta']))
     history = history_of(restarted)
-    assert history.remarks == ("metrics/0002.jsonl has 7 lines that are damaged and left out.",)
+    assert history.remarks == ("metrics/0002.jsonl: 7 lines, the first 2, are damaged and left out.",)
     assert clustering_curve(history, "clusters", "objective")[1].tolist() == [0.9, 0.8]
     assert epoch_curve(history, "clusters", "loss")[1].tolist() == [3.5, 1.9]
 
