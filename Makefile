@@ -20,7 +20,7 @@ demo: install
 
 test: install lint
 	tests/cluster/install.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 soak: install
 	tests/cluster/install.sh

@@ -30,7 +30,7 @@ from dcdist.errors import UsageError
 from dcdist.features import ROWS_A_BLOCK, ImagePass, RawFeatures, contiguous_range, feature_batches
 from dcdist.member import Member
 from dcdist.models.backbone import Backbone
-from dcdist.storage import Storage, open_storage
+from dcdist.storage import Storage, open_file
 from dcdist.stored_run import StoredRun, read_run
 
 SCHEMA = pa.schema([ASSIGNMENTS_SCHEMA.field(0), pa.field("key", pa.string()), *list(ASSIGNMENTS_SCHEMA)[1:]])
@@ -89,8 +89,7 @@ def assign(
         RunError: a feature is not finite.
     """
     collectives = member.collectives
-    folder, _, name = out.rpartition("/")
-    storage = open_storage(folder or ".")
+    storage, name = open_file(out)
     collectives.on_main(lambda: _require_free(storage, name, overwrite))
     run = read_run(run_url, stage)
     if run.readout is None:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from dcdist.errors import RunError
+from dcdist.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,14 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     if text.startswith("file://"):
         return LocalStorage(text.removeprefix("file://"))
     return ObjectStorage(text) if "://" in text else LocalStorage(text)
+
+
+def open_file(url: str) -> tuple[Storage, str]:
+    """The storage of the folder or bucket that a file lies in, and the file's name in it; raises UsageError."""
+    folder, slash, name = url.rpartition("/")
+    if folder.endswith(":/") or name in ("", ".", ".."):
+        raise UsageError(f"{url!r} is no file in a folder or bucket, as in s3://bucket/{name.strip('.') or 'name'}")
+    return open_storage(folder or slash or "."), name
 
 
 class LocalStorage(Storage):

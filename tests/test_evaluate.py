@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dcdist.cli import main
 from dcdist.errors import UsageError
 from dcdist.evaluate import evaluate
 from dcdist.evaluate.measured import Options
+from dcdist.evaluation import published
 from dcdist.evaluation.feature_sets import TRAINED
 from dcdist.metrics.partition_scores import hungarian_accuracy, majority_purity, nmi
 from dcdist.stored_run import read_run
@@ -266,7 +268,7 @@ def test_tables_and_json(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "trained network, the run's own" in printed
     assert "trained network, whitened, k-means" in printed
     heldout = printed[printed.index("\nheld-out images ") :].splitlines()
-    (published,) = [line for line in heldout if line.startswith("SCAN (best of its runs), on CIFAR-10 ")]
+    (published,) = [line for line in heldout if line.startswith("SCAN, on CIFAR-10 ")]
     columns = ["K", "NMI", "AMI", "ARI", "ACC", "best", "purity"]
     assert heldout[1].split() == ["held-out", "images", *columns]
     assert published.split()[-7:] == ["10", "0.797", "-", "0.772", "-", "0.883", "-"]
@@ -293,6 +295,29 @@ def test_linear_classifiers_on_layers(finished: Path, tmp_path: Path, capfd: pyt
     (row,) = json.loads(capfd.readouterr().out)["rows"]
     assert row["top1"]["mean"] == pytest.approx(rows[networks[0], "conv2"]["seeds"][0]["top1"], abs=0.02)
     assert row["top1"]["deviation"] is None
+
+
+def test_a_split_without_labels_is_refused(
+    finished: Path, split_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not scored as 0 after all has been trained."""
+    rows = [
+        {"image": path.read_bytes(), "label": 0 if split == "train" else None, "split": split}
+        for split in ("train", "test")
+        for path in sorted((split_digits / split).rglob("*.png"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
+    folder = str(copy_of(finished, tmp_path / "run"))
+    command = ["evaluate", "linear", folder, "--preset", "swav", "--data", str(tmp_path / "images.parquet")]
+    assert ends(command) == 2
+    assert "images.parquet, split test has no labels" in capsys.readouterr().err
+
+
+def test_published_figures_are_of_the_same_protocol() -> None:
+    assert {row["data"] for row in published.linear("alexnet", "deepcluster")} == {"ImageNet", "Places205"}
+    assert published.linear("alexnet", "goyal-imagenet") == []
+    assert [row["top1"] for row in published.linear("resnet18", "swav")] == [{"output": 0.889}, {"output": 0.892}]
+    assert published.footnotes(published.linear("alexnet", "deepcluster")) == ["* as remembered, not looked up again"]
 
 
 def test_linear_classifiers_from_a_cache_by_ten_crops(

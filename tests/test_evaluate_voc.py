@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,6 +188,16 @@ def test_a_class_without_objects_is_named(finished: str, devkit: Path, capsys: p
         (devkit / "VOC2007/Annotations" / f"{name}.xml").write_text(annotation(name, described("bicycle", difficult=1)))
     error = message_of(capsys, "voc-detection", finished, "--data", devkit)
     assert "Main/trainval.txt: no annotation of these 40 images has an object bicycle that is not difficult" in error
+
+
+def test_a_class_without_pixels_in_training_is_named(
+    finished: str, devkit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = devkit / "VOC2007/SegmentationClass"
+    for name in ("000002", "000022"):  # the bicycles of trainval
+        shutil.copy(folder / "000001.png", folder / f"{name}.png")
+    error = message_of(capsys, "voc-segmentation", finished, "--data", devkit)
+    assert "Segmentation/trainval.txt: no mask of these 40 images shows a bicycle" in error
 
 
 def test_a_size_that_does_not_suit_the_network_is_refused() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dcdist import storage as storage_module
-from dcdist.storage import GrowingFile, ObjectStorage, Storage, open_storage
+from dcdist.errors import UsageError
+from dcdist.storage import GrowingFile, LocalStorage, ObjectStorage, Storage, open_file, open_storage
 
 
 @pytest.fixture(params=["path", "file", "memory", "s3"])
@@ -184,3 +185,24 @@ def test_a_failing_close_does_not_hide_the_error_before_it(s3_server: str) -> No
     assert s3_server
     with pytest.raises(ValueError, match="the first"):
         fail_while_open("s3://no-such-bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("url", "root", "name"),
+    [
+        ("clusters.parquet", ".", "clusters.parquet"),
+        ("/clusters.parquet", "/", "clusters.parquet"),
+        ("folder/sub/clusters.parquet", "folder/sub", "clusters.parquet"),
+        ("memory://bucket/clusters.parquet", "memory://bucket", "clusters.parquet"),
+    ],
+)
+def test_a_file_lies_in_its_folder(url: str, root: str, name: str) -> None:
+    storage, found = open_file(url)
+    assert (storage.root, found) == (root, name)
+    assert isinstance(storage, ObjectStorage if "://" in url else LocalStorage)
+
+
+@pytest.mark.parametrize("url", ["s3://clusters.parquet", "folder/", "..", ""])
+def test_what_is_no_file_in_a_folder_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is no file in a folder or bucket"):
+        open_file(url)

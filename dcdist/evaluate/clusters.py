@@ -25,7 +25,6 @@ _TITLES = {
     WARD: "Ward",
     NEIGHBORS: "whitened, neighbours",
 }
-_WITH_DEVIATION = ("accuracy", "by_train_naming")
 _PARTS = {"train": "training images", "heldout": "held-out images"}
 _COLUMNS = {
     "train": {"nmi": "NMI", "ami": "AMI", "ari": "ARI", "accuracy": "ACC", "purity": "purity"},
@@ -109,11 +108,8 @@ def _render(report: Report) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any], readout: str, part: str) -> list[str]:
-    """Deviations of the accuracies alone: a line is to fit a terminal."""
     scores = row[readout]["scores"][part]
-    return [
-        spread(scores[name]) if name in _WITH_DEVIATION else figure(scores[name]["mean"]) for name in _COLUMNS[part]
-    ]
+    return [spread(scores[name]).replace(" ", "") for name in _COLUMNS[part]]  # a line is to fit a terminal
 
 
 def _sizes(described: Mapping[str, Any]) -> list[str]:

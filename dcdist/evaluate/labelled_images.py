@@ -105,7 +105,7 @@ def _named(split: str | None) -> str:
 
 
 def _with_labels(source: ImageSource, name: str, instead: str) -> ImageSource:
-    if source.labels is None:
+    if source.labels is None or not (source.labels >= 0).any():
         raise UsageError(
             f"{name} has no labels, and features are scored against labels: give images that have them by --data "
             f"(a folder a class, or Parquet with a column label){instead}"

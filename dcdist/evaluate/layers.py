@@ -110,7 +110,7 @@ def evaluate_layers(url: str, options: LayerOptions, member: Member) -> Report |
             "num_processes": member.collectives.world_size,
         },
         "rows": [_row(name, [score[name] for score in scores]) for name in scores[0]],
-        "published": published.linear(run.config.model.name),
+        "published": published.linear(run.config.model.name, options.preset),
     }
     write(run.directory, report)
     return report
@@ -228,6 +228,7 @@ def render_layers(report: Report) -> str:
             rows += [
                 [published.title(row), *(figure(row["top1"].get(layer)) for layer in layers)]
                 for row in report["published"]
+                if set(row["top1"]) & set(layers)
             ]
         lines += [*aligned([title, *layers], rows), ""]
     protocol = report["protocol"]

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dcdist.data.voc import CLASSES, Voc
 from dcdist.data.voc_objects import read_mask
+from dcdist.errors import UsageError
 from dcdist.evaluate.report import Report, write
 from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Images, Say, VocOptions, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
@@ -48,8 +51,8 @@ def evaluate_segmentation(url: str, options: VocOptions, own: SegmentationOption
     """
     recipe = options.apply(RECIPE)
     with open_voc_subject(url, options, "Segmentation", _default_split) as subject:
-        for images in (subject.train, subject.test):
-            _examine_masks(images)
+        _require_classes(subject.train, _examine_masks(subject.train))
+        _examine_masks(subject.test)
         data = SegmentationData(
             train=subject.examples(subject.train, RandomWindow(own.crop_size)),
             test=subject.examples(subject.test, WholePicture()),
@@ -106,9 +109,20 @@ def _default_split(voc: Voc) -> tuple[str, str, str]:
     return (year, "trainval", "test") if year == "2007" else (year, "train", "val")
 
 
-def _examine_masks(images: Images) -> None:
-    for image, shape in zip(images.images, images.shapes, strict=True):
-        read_mask(image, *shape)
+def _examine_masks(images: Images) -> set[int]:
+    """The values of all pixels."""
+    masks = (read_mask(image, *shape) for image, shape in zip(images.images, images.shapes, strict=True))
+    return {value for mask in masks for value in np.unique(mask).tolist()}
+
+
+def _require_classes(images: Images, present: set[int]) -> None:
+    for index, name in enumerate(CLASSES, start=1):  # 0 is the background
+        if index not in present:
+            files = " and ".join(str(part.file) for part in images.split.sets)
+            raise UsageError(
+                f"{files}: no mask of these {len(images.images)} images shows a {name}, so there is nothing to learn "
+                "of this class; take a list with all classes"
+            )
 
 
 def _trained() -> dict[str, str]:

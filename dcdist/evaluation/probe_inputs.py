@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,9 +25,10 @@ from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
 from dcdist.distributed.seeding import derive_seed, numpy_generator
+from dcdist.errors import UsageError
 from dcdist.evaluation.probes import Pools, pooling
 from dcdist.features import contiguous_range
-from dcdist.models.backbone import Backbone
+from dcdist.models.backbone import OUTPUT, Backbone
 from dcdist.models.numerics import Numerics
 
 _IMAGES_A_FORWARD = {"cpu": 32, "cuda": 256}  # maps of early layers are large
@@ -90,6 +92,7 @@ class PooledMaps:
             with torch.no_grad():
                 maps = network.layers(black, layers)
             for layer, found in maps.items():
+                _require_map(layer, tuple(found.shape))
                 self._pools[name, layer] = pooling(kind, layer, tuple(found.shape), pools)
         self.shapes: dict[Layer, tuple[int, ...]] = {key: tuple(rows.shape[1:]) for key, rows in self(black).items()}
 
@@ -212,10 +215,12 @@ def cached(
         for layer in maps.shapes
     }
     missing = {layer: name for layer, name in names.items() if not (folder / f"{name}.json").exists()}
-    missing = collectives.broadcast_object(missing)
+    # Another evaluation may be writing the same rows: each has files of its own until they are whole.
+    missing, unique = collectives.broadcast_object((missing, uuid.uuid4().hex))
     if missing:
-        collectives.on_main(lambda: _allocate(folder, missing, maps.shapes, len(sample_ids)))
-        files = {layer: np.load(folder / f"{name}.npy", mmap_mode="r+") for layer, name in missing.items()}
+        building = {layer: folder / f"{name}.{unique}.npy" for layer, name in missing.items()}
+        collectives.on_main(lambda: _allocate(building, maps.shapes, len(sample_ids)))
+        files = {layer: np.load(path, mmap_mode="r+") for layer, path in building.items()}
         own = contiguous_range(len(sample_ids), collectives.rank, collectives.world_size)
         requests = (
             Request(sample_ids[start : min(start + batch_size, own.stop)], None, (view,), seed=0)
@@ -231,28 +236,34 @@ def cached(
         for file in files.values():
             file.flush()
         failed = [sample_id for ids in collectives.all_gather_objects(sorted(source.undecodable)) for sample_id in ids]
-        collectives.on_main(lambda: _describe(folder, missing, failed))
+        collectives.on_main(lambda: _publish(building, {key: folder / name for key, name in missing.items()}, failed))
     stored = {layer: np.load(folder / f"{name}.npy", mmap_mode="r") for layer, name in names.items()}
     description = json.loads((folder / f"{next(iter(names.values()))}.json").read_text())
     labels = np.where(np.isin(sample_ids, description["undecodable"]), -1, source.labels[sample_ids])
     return FromCache(stored, labels, maps.device, collectives)
 
 
-def _allocate(
-    folder: Path, missing: Mapping[Layer, str], shapes: Mapping[Layer, tuple[int, ...]], num_rows: int
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for layer, name in missing.items():
-        path = folder / f"{name}.npy"
+def _require_map(layer: str, shape: tuple[int, ...]) -> None:
+    if layer != OUTPUT and not (len(shape) == 4 and shape[2] == shape[3]):
+        raise UsageError(
+            f"layer {layer!r} of this network gives {list(shape)} for an image, which is no map [images, channels, "
+            f"height, width] that could be pooled: choose others by --layers, as --layers {OUTPUT}"
+        )
+
+
+def _allocate(building: Mapping[Layer, Path], shapes: Mapping[Layer, tuple[int, ...]], num_rows: int) -> None:
+    for layer, path in building.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(path, "w+", np.float16, (num_rows, *shapes[layer]))
         with path.open("r+b") as file:  # a full disk is an error now, not a bus error when the pages are written
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _describe(folder: Path, missing: Mapping[Layer, str], undecodable: Iterable[int]) -> None:
-    for (network, layer), name in missing.items():
+def _publish(building: Mapping[Layer, Path], places: Mapping[Layer, Path], undecodable: Iterable[int]) -> None:
+    for (network, layer), place in places.items():
+        building[network, layer].rename(f"{place}.npy")
         content = {"network": network, "layer": layer, "undecodable": [int(number) for number in undecodable]}
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        Path(f"{place}.json").write_text(json.dumps(content))
 
 
 def _order(sample_ids: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:

@@ -104,7 +104,7 @@ def _loss(
     total = torch.zeros((), device=batch.labels.device)
     for name, probe in probes.items():
         pooled = batch.pooled[name.network, name.layer]
-        moments = probe.observe(pooled, collectives)
+        moments = probe.observe(pooled[batch.labels >= 0], collectives)  # not the black pictures of damaged files
         keep = Keep(batch.rows, batch.batch_size, *seed, name.layer)
         scores = probe(pooled, moments, keep)
         total = total + functional.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum")

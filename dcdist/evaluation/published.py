@@ -18,9 +18,9 @@ def footnotes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"* {note}" for note in dict.fromkeys(row["note"] for row in rows) if note]
 
 
-def linear(network: str) -> list[dict[str, Any]]:
-    """Top-1 accuracies of linear classifiers by layer, of networks of this name."""
-    return [row for row in _all_linear() if row["network"] == network]
+def linear(network: str, preset: str) -> list[dict[str, Any]]:
+    """Top-1 accuracies of linear classifiers by layer, of networks of this name trained much as this preset does."""
+    return [row for row in _all_linear() if row["network"] == network and row["preset"] == preset]
 
 
 def knn(network: str) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def clusters(num_classes: int) -> list[dict[str, Any]]:
 
 
 def _all_clusters() -> Iterator[dict[str, Any]]:
-    scan = "SCAN (best of its runs)"
+    scan = "SCAN"
     for num_classes, data, before, after in (
         (10, "CIFAR-10", (0.816, 0.715, 0.665), (0.883, 0.797, 0.772)),
         (10, "STL-10", (0.792, None, None), (0.809, 0.698, 0.646)),
@@ -52,7 +52,7 @@ def _all_clusters() -> Iterator[dict[str, Any]]:
         (200, "ImageNet-200", None, (0.581, None, None)),
         (1000, "ImageNet", None, (0.399, 0.720, 0.275)),
     ):
-        for name, found in ((f"{scan}, before self-labelling", before), (scan, after)):
+        for name, found in ((f"{scan} before self-labelling", before), (scan, after)):
             if found is not None:
                 scores = dict(zip(("by_best_naming", "nmi", "ari"), found, strict=True))
                 yield {"name": name, "data": data, "num_classes": num_classes, "part": "heldout", **scores, "note": ""}
@@ -62,36 +62,33 @@ def _all_clusters() -> Iterator[dict[str, Any]]:
 
 
 def _all_linear() -> Iterator[dict[str, Any]]:
-    convolutions = [f"conv{number}" for number in range(1, 6)]
-    yield from (
-        _row("alexnet", "DeepCluster, first version", "ImageNet", convolutions, (13.4, 32.3, 41.0, 39.6, 38.2)),
-        _row("alexnet", "DeepCluster, second version", "ImageNet", convolutions, (12.9, 29.2, 38.2, 39.8, 36.1)),
-        _row("alexnet", "DeepCluster, first version", "Places205", convolutions, (19.6, 33.2, 39.2, 39.8, 34.7)),
-        _row("alexnet", "DeepCluster, second version", "Places205", convolutions, (18.6, 30.8, 37.0, 37.5, 33.1)),
-    )
-    blocks = ["stem", "layer1", "layer2", "layer3", "layer4", "output"]
-    yield from (
-        _row(
-            "resnet50",
-            "DeepCluster with Sobel (mmselfsup)",
-            "ImageNet",
-            blocks,
-            (12.8, 30.8, 43.9, 57.7, 51.7, 46.9),
-            "",
-        ),
-        _row("resnet50", "ODC (mmselfsup)", "ImageNet", blocks, (14.8, 31.8, 42.4, 55.8, 57.7, 53.4), ""),
-        _row("resnet50", "SwAV, 200 epochs", "ImageNet", ["output"], (73.9,), ""),
-        _row("resnet50", "SwAV, 800 epochs", "ImageNet", ["output"], (75.3,), ""),
-        _row("resnet50", "DeepCluster-v2, 400 epochs", "ImageNet", ["output"], (74.3,), ""),
-        _row("resnet50", "DeepCluster-v2, 800 epochs", "ImageNet", ["output"], (75.2,), ""),
-        _row("resnet50", "jigsaw, 100 permutations (Goyal et al.), best layer", "ImageNet", ["layer3"], (48.6,), ""),
-        _row("resnet18", "DeepCluster-v2, 1000 epochs (solo-learn)", "CIFAR-10", ["output"], (88.9,), ""),
-        _row("resnet18", "SwAV, 1000 epochs (solo-learn)", "CIFAR-10", ["output"], (89.2,), ""),
-    )
+    convolutions = tuple(f"conv{number}" for number in range(1, 6))
+    for name, data, top1 in (
+        ("first version", "ImageNet", (0.134, 0.323, 0.410, 0.396, 0.382)),
+        ("second version", "ImageNet", (0.129, 0.292, 0.382, 0.398, 0.361)),
+        ("first version", "Places205", (0.196, 0.332, 0.392, 0.398, 0.347)),
+        ("second version", "Places205", (0.186, 0.308, 0.370, 0.375, 0.331)),
+    ):
+        by_layer = dict(zip(convolutions, top1, strict=True))
+        yield _row("deepcluster", "alexnet", f"DeepCluster, {name}", data, by_layer, AS_REMEMBERED)
+    blocks = ("stem", "layer1", "layer2", "layer3", "layer4", "output")
+    for name, by_block in (
+        ("DeepCluster with Sobel (mmselfsup)", (0.128, 0.308, 0.439, 0.577, 0.517, 0.469)),
+        ("ODC (mmselfsup)", (0.148, 0.318, 0.424, 0.558, 0.577, 0.534)),
+    ):
+        yield _row("goyal-imagenet", "resnet50", name, "ImageNet", dict(zip(blocks, by_block, strict=True)))
+    jigsaw = "jigsaw, 100 permutations (Goyal et al.), best layer"
+    yield _row("goyal-imagenet", "resnet50", jigsaw, "ImageNet", {"layer3": 0.486})
+    for network, data, name, accuracy in (
+        ("resnet50", "ImageNet", "SwAV, 200 epochs", 0.739),
+        ("resnet50", "ImageNet", "SwAV, 800 epochs", 0.753),
+        ("resnet50", "ImageNet", "DeepCluster-v2, 400 epochs", 0.743),
+        ("resnet50", "ImageNet", "DeepCluster-v2, 800 epochs", 0.752),
+        ("resnet18", "CIFAR-10", "DeepCluster-v2, 1000 epochs (solo-learn)", 0.889),
+        ("resnet18", "CIFAR-10", "SwAV, 1000 epochs (solo-learn)", 0.892),
+    ):
+        yield _row("swav", network, name, data, {"output": accuracy})
 
 
-def _row(
-    network: str, name: str, data: str, layers: list[str], percent: tuple[float, ...], note: str = AS_REMEMBERED
-) -> dict[str, Any]:
-    top1 = {layer: round(value / 100, 4) for layer, value in zip(layers, percent, strict=True)}
-    return {"network": network, "name": name, "data": data, "top1": top1, "note": note}
+def _row(preset: str, network: str, name: str, data: str, top1: Mapping[str, float], note: str = "") -> dict[str, Any]:
+    return {"preset": preset, "network": network, "name": name, "data": data, "top1": dict(top1), "note": note}

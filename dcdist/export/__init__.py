@@ -14,7 +14,7 @@ from dcdist.errors import UsageError
 from dcdist.export.card import describe_run
 from dcdist.export.onnx_file import onnx_bytes, require_onnx
 from dcdist.models.published_names import published_names
-from dcdist.storage import Storage, StorageError, open_storage
+from dcdist.storage import StorageError, open_file
 from dcdist.stored_run import StoredRun, read_run
 
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
@@ -58,19 +58,19 @@ class Exported:
 def export(url: str, out: str, stage: str | None = None, overwrite: bool = False) -> Exported:
     """Writes the network of a run's newest whole checkpoint to `out`, and its card beside it as .json.
 
-    The same run gives the same bytes, whatever is written before or after it.
+    The same run gives the same bytes; its scores, in the card, are those that it has by then.
 
     Args:
         url: the run's folder, local or any fsspec URL.
         out: a file, local or any fsspec URL, whose suffix says the format: one of WRITERS.
         stage: the network as this stage left it; None: as it is.
-        overwrite: replace files that are there already. A card of the same content never is in the way.
+        overwrite: replace files that are there already. A card of the same network never is in the way.
 
     Raises:
         UsageError: another suffix, a file that exists, no run, no checkpoint, a package that is missing.
         RunError: no checkpoint is whole, or the network cannot be written in this format.
     """
-    storage, name = _place(out)
+    storage, name = open_file(out)
     suffix = next((known for known in WRITERS if name.endswith(known) and name != known), None)
     if suffix is None:
         raise UsageError(f"--out={out!r}: the suffix says the format, it is one of {', '.join(WRITERS)}")
@@ -83,7 +83,7 @@ def export(url: str, out: str, stage: str | None = None, overwrite: bool = False
     card = describe_run(run)
     card_name, card_bytes = f"{name.removesuffix(suffix)}.json", json.dumps(card, indent=1).encode() + b"\n"
     card_file = storage.url(card_name)
-    if not overwrite and storage.exists(card_name) and storage.read_bytes(card_name) != card_bytes:
+    if not overwrite and storage.exists(card_name) and not _describes(storage.read_bytes(card_name), card):
         raise UsageError(f"{card_file} exists and describes something else: give another --out, or --overwrite")
     run.backbone.eval()
     content = WRITERS[suffix](run, json.dumps(card))
@@ -93,11 +93,13 @@ def export(url: str, out: str, stage: str | None = None, overwrite: bool = False
     return Exported(storage.url(name), len(content), card_file, card)
 
 
-def _place(out: str) -> tuple[Storage, str]:
-    folder, slash, name = out.rpartition("/")
-    if folder.endswith(":/"):
-        raise UsageError(f"--out={out!r} is no file in a folder or bucket, as in s3://bucket/{name}")
-    return open_storage(folder or slash or "."), name
+def _describes(existing: bytes, card: Mapping[str, Any]) -> bool:
+    """Whether a card is of the same network; an evaluation since then may have added scores."""
+    try:
+        other = json.loads(existing)
+    except ValueError:
+        return False
+    return isinstance(other, dict) and {**other, "scores": None} == {**json.loads(json.dumps(card)), "scores": None}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from dcdist.commits import CheckpointName, DamagedCheckpointError, read_commit, verify_files
 from dcdist.errors import RunError, UsageError
 from dcdist.run_directory import RunDirectory
-from dcdist.storage import Storage, StorageError, open_storage
+from dcdist.storage import Storage, StorageError, open_file, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +90,10 @@ def _read_checkpoint(storage: Storage, name: CheckpointName) -> dict[str, torch.
 
 
 def _read_file(path: str) -> Weights:
-    folder, _, name = path.rpartition("/")
+    storage, name = open_file(path)
     load = _load_safetensors if name.endswith(".safetensors") else _load_pickled
     try:
-        with _on_this_machine(open_storage(folder or ("/" if path.startswith("/") else ".")), name) as local:
+        with _on_this_machine(storage, name) as local:
             return Weights(load(Path(local.root, name)), path)
     except StorageError:
         raise

@@ -10,7 +10,7 @@ from dcdist.errors import UsageError
 from dcdist.report.page import render
 from dcdist.report.sections import tell
 from dcdist.run_directory import RunDirectory
-from dcdist.storage import open_storage
+from dcdist.storage import open_file, open_storage
 
 REPORT = "report.html"
 
@@ -42,19 +42,10 @@ def write_report(urls: Sequence[str], out: str | None = None, data_root: str | N
     """
     stories = [tell(RunDirectory(url), data_root) for url in urls]
     page = render(stories, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")).encode()
-    folder, name = _split(out) if out is not None else (urls[0], REPORT)
-    storage = open_storage(folder)
+    storage, name = open_file(out) if out is not None else (open_storage(urls[0]), REPORT)
     try:
         storage.write_bytes(name, page)
     except OSError as error:
         remedy = "Name another file by --out" if out is not None else "Name a file elsewhere by --out"
         raise UsageError(f"{storage.url(name)} cannot be written ({error}). {remedy}") from error
     return WrittenReport(storage.url(name), len(page))
-
-
-def _split(out: str) -> tuple[str, str]:
-    """The folder of a file and its name."""
-    folder, _, name = out.rpartition("/")
-    if name in ("", ".", ".."):
-        raise UsageError(f"--out={out!r} is a folder: expected a file, as in {out.rstrip('/')}/{REPORT}")
-    return folder or ("/" if out.startswith("/") else "."), name

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dcdist.evaluation.published import AS_REMEMBERED
 from dcdist.report.blocks import Block, Folded, Sentence, Table
 from dcdist.run_directory import EVALUATIONS
 from dcdist.storage import Storage
@@ -66,6 +67,7 @@ _NOTES = {
     "summary": "Means over seeds of k-means. NMI and ACC of the training images; kNN and linear of held-out ones.",
 }
 _NOT_SCORES = ("name", "num_seeds", "seeds", "seconds", "penalty", "note", "from_memory")
+_DETAILS = ("queries",)  # lists of rows that are too long for a table
 _SILENT = ("modes", "scores")  # names of mappings that say nothing
 
 
@@ -142,7 +144,7 @@ def _named_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     for name, row in zip(names, rows, strict=True):
         words = [value for key, value in row.items() if isinstance(value, str) and key not in _NOT_SCORES]
         parts = [name, *words] if are_alike else [name]
-        if row.get("from_memory"):
+        if row.get("from_memory") or AS_REMEMBERED in str(row.get("note")):
             parts.append("from memory")
         label = ", ".join(parts)
         while label in found:
@@ -152,13 +154,12 @@ def _named_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def _cluster_scores(scores: Mapping[str, Any]) -> dict[str, str]:
-    """A row; deviations of the accuracies alone, so that it fits."""
     found = {}
     for part, name, title in _CLUSTER_SCORES:
         of_part = scores.get(part)
         score = of_part.get(name) if isinstance(of_part, dict) else None
         if isinstance(score, dict) and _is_spread(score):
-            found[title] = _text(score if "ACC" in title else score["mean"])
+            found[title] = _text(score)
     return found
 
 
@@ -215,7 +216,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
         if isinstance(value, dict) and not _is_spread(value):
             yield from _flat(value, name)
         elif isinstance(value, list):
-            for item in value:
+            for item in value if key not in _DETAILS else ():
                 if isinstance(item, dict) and "name" in item:
                     yield from _flat(item, f"{name}, {item['name']}")
         else:
@@ -260,9 +261,16 @@ def _where(report: Report) -> str:
 
 
 def _subject(report: Report) -> tuple[str, ...]:
-    data = report.get("data")
-    where = [data.get("root"), data.get("split")] if isinstance(data, dict) else []
-    return tuple(map(str, (report["kind"], report.get("stage"), *where)))
+    """What a later evaluation must share with an earlier one to replace it."""
+    found = [report["kind"], report.get("stage"), report.get("modes")]
+    for part, names in {
+        "data": ("root", "split", "ground_truth"),
+        "heldout": ("root", "split"),
+        "protocol": ("name", "preset"),
+    }.items():
+        values = report.get(part)
+        found += [values.get(name) for name in names] if isinstance(values, dict) else []
+    return tuple(map(str, found))
 
 
 def _order(name: str) -> tuple[str, int]:

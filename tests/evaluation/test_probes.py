@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dcdist.data.loader import BatchLoader
 from dcdist.data.source import ImageSource, open_source
 from dcdist.data.transforms import View
 from dcdist.distributed.collectives import Collectives
+from dcdist.errors import UsageError
 from dcdist.evaluation.probe_inputs import FromImages, PooledMaps, cached
 from dcdist.evaluation.probe_recipes import RECIPES, ProbeRecipe
 from dcdist.evaluation.probe_training import ProbeScore, build_probes, score_probes, train_probes
@@ -181,6 +183,30 @@ def test_layers_that_are_trained_together_are_as_each_alone(digits: Path) -> Non
             assert np.array_equal(together[f"{network} {layer}"], alone[f"{network} {layer}"])
 
 
+def test_images_that_do_not_decode_are_not_in_the_moments(digits: Path, tmp_path: Path) -> None:
+    """Their pictures are black: the moments are those of a folder without them."""
+    maps, means = maps_of("conv2"), []
+    shutil.copytree(digits, tmp_path / "whole")
+    (tmp_path / "whole" / "train" / "3" / "damaged.png").unlink()
+    recipe = replace(RECIPES["goyal-imagenet"], num_epochs=1, batch_size=300)
+    for root in (digits, tmp_path / "whole"):
+        probes = build_probes(maps, [ProbeName("a", "conv2", "linear")], 10, recipe, 3)
+        view = replace(VIEW, crop="center", horizontal_flip=False)
+        train_probes(probes, images_of(root, maps, Collectives(), view), recipe, Collectives(), 3)
+        (probe,) = probes.values()
+        means.append(probe.mean)
+    assert torch.allclose(*means, atol=1e-6)
+
+
+def test_layers_that_give_no_map_are_refused() -> None:
+    """Swin has its channels last, ViT a row of tokens."""
+    for name, shape in (("swin_t", r"\[1, 2, 2, 768\]"), ("vit_b_32", r"\[1, 768\]")):
+        network = build_backbone(ModelSection(name=f"torchvision/{name}"), 64, seed=0)
+        layer = network.layer_names()[-1]
+        with pytest.raises(UsageError, match=rf"layer '{layer}' of this network gives {shape} .* --layers output"):
+            PooledMaps({"a": network}, [layer], name, 64, "deepcluster", CPU)
+
+
 def test_gradients_and_steps_are_torchs(digits: Path) -> None:
     """One step of SGD with momentum and weight decay on the mean cross-entropy, from pixels that were pooled here."""
     maps = maps_of("conv1")
@@ -227,9 +253,12 @@ def test_cached_maps_are_those_of_the_images(digits: Path, tmp_path: Path) -> No
     assert len(files) == 8
     open_cache()
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
-    next(tmp_path.glob("*.json")).unlink()
+    described = next(tmp_path.glob("*.json"))
+    inode = described.with_suffix(".npy").stat().st_ino
+    described.unlink()
     open_cache()
     assert len(list(tmp_path.iterdir())) == 8
+    assert described.with_suffix(".npy").stat().st_ino != inode, "who has the old file open keeps what is in it"
     with torch.no_grad():
         next(maps._networks["a"].parameters()).add_(1.0)
     open_cache()

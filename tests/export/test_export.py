@@ -141,6 +141,20 @@ def test_twice_the_same_bytes(finished: Path, exported: Path, tmp_path: Path) ->
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_second_format_after_an_evaluation(finished: Path, tmp_path: Path) -> None:
+    """The card of the same network has got scores."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    card = tmp_path / "backbone.json"
+    export(str(run), str(tmp_path / "backbone.safetensors"))
+    before = json.loads(card.read_text())
+    evaluate(str(run), ("knn",), Options(feature_sets=(TRAINED,), neighbors=(5,)))
+    export(str(run), str(tmp_path / "backbone.onnx"))
+    after = json.loads(card.read_text())
+    assert before.pop("scores") != after.pop("scores")
+    assert before == after
+
+
 def test_nothing_is_overwritten_unasked(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "backbone.safetensors"
     export(str(finished), str(out))

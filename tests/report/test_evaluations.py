@@ -60,7 +60,13 @@ def test_clusters_have_a_row_a_read_out() -> None:
     table = only_table(report("clusters", [row]))
     assert table.header == ("", "NMI", "ACC", "purity", "held-out NMI", "held-out ACC")
     assert [cells[0] for cells in table.rows] == ["trained network, the run's own", "trained network, Ward"]
-    assert table.rows[0][1:] == ("0.100", "0.600\u00a0±\u00a00.020", "0.650", "0.200", "0.500\u00a0±\u00a00.000")
+    assert table.rows[0][1:] == (
+        "0.100\u00a0±\u00a00.010",
+        "0.600\u00a0±\u00a00.020",
+        "0.650\u00a0±\u00a00.000",
+        "0.200",
+        "0.500\u00a0±\u00a00.000",
+    )
 
 
 def test_the_summary_has_a_table_of_features_and_one_of_clusters() -> None:
@@ -134,6 +140,15 @@ def test_scores_by_mode_and_published_ones() -> None:
     assert others.rows == (("others, from memory", "0.700"), ("more", "0.600"))
 
 
+def test_retrieval_in_its_three_settings() -> None:
+    """The many queries of one setting do not push the others out."""
+    queries = [{"name": f"query {n}", "average_precision": 0.5, "precision": {"1": 1.0}} for n in range(70)]
+    settings = {name: {"mAP": score, "queries": queries} for name, score in (("easy", 0.3), ("medium", 0.2))}
+    table = only_table(report("retrieval", [{"name": "trained network", "settings": settings}]))
+    assert table.header == ("", "settings, easy, mAP", "settings, medium, mAP")
+    assert table.rows == (("trained network", "0.300", "0.200"),)
+
+
 def test_of_too_many_figures_the_first_are_shown() -> None:
     table = only_table(report("any", [{"name": "a", **{f"figure {n}": n for n in range(200)}}]))
     assert len(table.rows) == MOST_FIGURES
@@ -156,6 +171,21 @@ def test_the_newest_of_each_kind_stage_and_data_is_shown() -> None:
     assert folded.summary == "1 older evaluation"
     assert [table.note.split("; ")[-1] for table in folded.blocks] == ["linear-0001.json."]
     assert "not those that the run was trained on" in [t.note for t in tables if isinstance(t, Table)][2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"modes": ["fc6-8"]}, {"modes": ["all"]}),
+        ({"protocol": {"name": "by SGD, swav"}}, {"protocol": {"name": "logistic regression"}}),
+        ({"heldout": None}, {"heldout": {"root": "images.parquet", "split": "test"}}),
+        ({"data": {"root": "jpg", "ground_truth": "gt"}}, {"data": {"root": "jpg", "ground_truth": "gnd.pkl"}}),
+    ],
+)
+def test_what_was_measured_in_another_way_is_no_older_evaluation(one: dict[str, Any], other: dict[str, Any]) -> None:
+    rows = [{"name": "trained network", "map": 0.5}]
+    blocks = evaluation_blocks([report("any", rows, 1, **one), report("any", rows, 2, **other)])
+    assert [type(block) for block in blocks] == [Table, Table]
 
 
 def test_scores_to_compare_runs_by() -> None:
