@@ -19,6 +19,7 @@ from dcdist.engine.readout import assign_everywhere
 from dcdist.evaluation.clusters import Partition, describe_clusters, render_clusters
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED, FeatureSet, raw_pixels
 from dcdist.evaluation.summary import SummaryRow, evaluate_features, render_summary, summary_dict
+from dcdist.evaluation.untrained import learn_from_images
 from dcdist.faults import fault_point
 from dcdist.features import RawFeatures
 from dcdist.metrics.jsonl import read_metrics
@@ -30,6 +31,7 @@ def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -
     untrained = build_backbone(shared.config.model, shared.config.views.image_size, shared.config.run.seed)
     images = stage.trainer.images
     images.numerics.place(untrained)
+    learn_from_images(untrained, shared.source, images)
     sets = (
         raw_pixels(images),
         FeatureSet(UNTRAINED, untrained, images),

@@ -13,6 +13,8 @@ from dcdist.evaluate.labelled_images import images_line
 from dcdist.evaluate.measured import Options
 from dcdist.evaluate.report import Report, header, where, write
 from dcdist.evaluate.subject import Subject, open_subject
+from dcdist.evaluation import untrained
+from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.stored_run import read_run
 
 KINDS: dict[str, Kind] = {"knn": KNN, "linear": LINEAR, "clusters": CLUSTERS}
@@ -66,6 +68,6 @@ def _describe(kind: str, subject: Subject) -> dict[str, Any]:
         **subject.labelled.describe(subject.run),
         "num_classes": subject.num_classes,
         "seeds": list(subject.options.seeds),
-        "protocol": KINDS[kind].protocol(subject),
+        "protocol": {**KINDS[kind].protocol(subject), UNTRAINED: untrained.DESCRIPTION},
         "published": KINDS[kind].published(subject),
     }

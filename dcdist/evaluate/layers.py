@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dcdist.build.run import build_numerics
-from dcdist.build.views import evaluation_view
+from dcdist.build.views import build_images, evaluation_view
 from dcdist.data.loader import BatchLoader
 from dcdist.data.source import ImageSource
 from dcdist.data.transforms import View
@@ -21,7 +21,7 @@ from dcdist.evaluate.kinds import mean_and_deviation, spread
 from dcdist.evaluate.labelled_images import LabelledImages, images_line, open_labelled, open_loader
 from dcdist.evaluate.measured import DataOptions
 from dcdist.evaluate.report import Report, header, where, write
-from dcdist.evaluation import published
+from dcdist.evaluation import published, untrained
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED
 from dcdist.evaluation.probe_inputs import FromImages, PooledMaps, ProbeInputs, cached
 from dcdist.evaluation.probe_recipes import RECIPES, ProbeRecipe
@@ -90,6 +90,9 @@ def evaluate_layers(url: str, options: LayerOptions, member: Member) -> Report |
     view = evaluation_view(run.stage.views)
     start = time.monotonic()
     with open_loader(run, images, member.device) as loader:
+        for name, network in networks.items():
+            if name != TRAINED:
+                untrained.learn_from_images(network, images.source, build_images(run.stage, numerics, loader))
         maps = PooledMaps(networks, layers, run.config.model.name, view.size, recipe.pools, numerics)
         measurement = _Measurement(run, options, images, images.heldout, recipe, view, maps, loader, member)
         inputs = measurement.inputs()
@@ -104,6 +107,7 @@ def evaluate_layers(url: str, options: LayerOptions, member: Member) -> Report |
         "protocol": {
             "name": f"linear classifiers by SGD, {options.preset}",
             **asdict(recipe),
+            UNTRAINED: untrained.DESCRIPTION,
             "momentum": 0.9,
             "test_crops": 10 if options.ten_crop else 1,
             "pooling": {layer: list(shape) for (name, layer), shape in maps.shapes.items() if name == TRAINED},

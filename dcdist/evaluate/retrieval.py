@@ -17,7 +17,7 @@ from dcdist.evaluate.report import Report, header, write
 from dcdist.evaluate.retrieval_table import PUBLISHED
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED
 from dcdist.evaluation.map_layers import LayerMaps
-from dcdist.evaluation.retrieval import NamedImages, Search
+from dcdist.evaluation.retrieval import STATISTICS_IMAGES, NamedImages, Search
 from dcdist.evaluation.rmac import EPSILON
 from dcdist.stored_run import StoredRun, read_run
 
@@ -67,6 +67,8 @@ def evaluate_retrieval(url: str, options: RetrievalOptions) -> Report:
     for name, backbone in networks.items():
         start = time.monotonic()
         maps = LayerMaps(backbone, options.layer, evaluation_view(run.stage.views).normalization, numerics)
+        if name == UNTRAINED:
+            search.learn_statistics(backbone, maps)
         rows.append({"name": name, **search.measure(maps), "seconds": time.monotonic() - start})
     report = {**header(KIND, run, device), **_describe(search, options.ground_truth), "rows": rows}
     write(run.directory, report)
@@ -139,6 +141,7 @@ def _describe(search: Search, ground_truth: Path) -> dict[str, Any]:
         "average_precision": "trapezoids; junk taken out; positives that do not decode count as not found",
         "whitening": search.whitening and _describe_whitening(search.whitening),
         "precision": "fp32",
+        UNTRAINED: f"its batch normalisation has the statistics of {STATISTICS_IMAGES} images that are searched",
     }
     published = list(PUBLISHED) if truth.settings == (ORIGINAL,) else []
     return {"data": data, "protocol": protocol, "published": published}

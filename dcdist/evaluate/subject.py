@@ -25,6 +25,7 @@ from dcdist.evaluate.labelled_images import LabelledImages, open_labelled, open_
 from dcdist.evaluate.measured import FinalClusters, Labelled, Measured, Options
 from dcdist.evaluation.clusters import Partition
 from dcdist.evaluation.feature_sets import PIXELS, TRAINED, UNTRAINED, FeatureSet, raw_pixels
+from dcdist.evaluation.untrained import learn_from_images
 from dcdist.features import ImagePass, RawFeatures
 from dcdist.stored_run import StoredRun
 
@@ -74,6 +75,8 @@ class Subject:
     def _network(self, name: str) -> FeatureSet:
         backbone = self.run.backbone if name == TRAINED else self.run.untrained()
         self.images.numerics.place(backbone)
+        if name == UNTRAINED:
+            learn_from_images(backbone, self.source, self.images)
         return FeatureSet(name, backbone, self.images)
 
     def _measure(self, features: FeatureSet) -> Measured:

@@ -10,8 +10,9 @@ from dcdist.data.transforms import View
 from dcdist.data.voc import CLASSES
 from dcdist.errors import UsageError
 from dcdist.evaluate.report import Report, write
-from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Say, VocOptions, VocSubject, open_voc_subject
+from dcdist.evaluate.voc_subject import Say, VocOptions, VocSubject, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
+from dcdist.evaluation import untrained
 from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.fine_tuning import ALL, FC68
 from dcdist.evaluation.voc_classification import (
@@ -91,7 +92,7 @@ def evaluate_classification(url: str, options: VocOptions, own: ClassificationOp
             }
 
         protocol = {
-            UNTRAINED: UNTRAINED_STATISTICS,
+            UNTRAINED: untrained.DESCRIPTION,
             "name": "multi-label classification, trained further",
             "preset": own.preset,
             "recipes": {mode: recipe.describe() for mode, recipe in recipes.items()},

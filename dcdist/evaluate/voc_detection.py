@@ -12,8 +12,9 @@ from dcdist.data.voc import CLASSES
 from dcdist.data.voc_objects import VocObjects, read_objects
 from dcdist.errors import UsageError
 from dcdist.evaluate.report import Report, write
-from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Images, Say, VocOptions, open_voc_subject
+from dcdist.evaluate.voc_subject import Images, Say, VocOptions, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
+from dcdist.evaluation import untrained
 from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.fine_tuning import ALL, FC68
 from dcdist.evaluation.region_network import RegionOptions, region_parts
@@ -78,7 +79,7 @@ def evaluate_detection(url: str, options: VocOptions, own: DetectionOptions) -> 
             }
 
         protocol = {
-            UNTRAINED: UNTRAINED_STATISTICS,
+            UNTRAINED: untrained.DESCRIPTION,
             "name": "Faster R-CNN, trained further",
             "recipe": recipe.describe(),
             "trained": _trained(own.frozen_convolutions),

@@ -12,8 +12,9 @@ from dcdist.data.voc import CLASSES, Voc
 from dcdist.data.voc_objects import read_mask
 from dcdist.errors import UsageError
 from dcdist.evaluate.report import Report, write
-from dcdist.evaluate.voc_subject import UNTRAINED_STATISTICS, Images, Say, VocOptions, open_voc_subject
+from dcdist.evaluate.voc_subject import Images, Say, VocOptions, open_voc_subject
 from dcdist.evaluate.voc_tables import class_table, heading, notes, score_table
+from dcdist.evaluation import untrained
 from dcdist.evaluation.feature_sets import UNTRAINED
 from dcdist.evaluation.fine_tuning import ALL, FC68
 from dcdist.evaluation.voc_segmentation import (
@@ -70,7 +71,7 @@ def evaluate_segmentation(url: str, options: VocOptions, own: SegmentationOption
             }
 
         protocol = {
-            UNTRAINED: UNTRAINED_STATISTICS,
+            UNTRAINED: untrained.DESCRIPTION,
             "name": "fully convolutional network, trained further",
             "recipe": recipe.describe(),
             "trained": _trained(),

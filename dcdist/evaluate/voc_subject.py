@@ -26,16 +26,12 @@ from dcdist.distributed.place import Place
 from dcdist.evaluate.kinds import mean_and_deviation
 from dcdist.evaluate.report import header
 from dcdist.evaluation.feature_sets import TRAINED, UNTRAINED
-from dcdist.evaluation.fine_tuning import MODES, Recipe, learn_statistics, training_keys
+from dcdist.evaluation.fine_tuning import MODES, Recipe, training_keys
+from dcdist.evaluation.untrained import BATCH_SIZE, NUM_IMAGES, learn_statistics
 from dcdist.evaluation.voc_classification import RandomCrop
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
 from dcdist.stored_run import StoredRun, read_run
-
-_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE = 4, 64
-UNTRAINED_STATISTICS = (
-    f"its batch normalisation has the statistics of {_STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE} training images"
-)
 
 Say = Callable[[str], None]
 Measure = Callable[[Backbone, str, int, Say], Mapping[str, Any]]  # network, mode, seed -> scores, "classes" among them
@@ -112,13 +108,14 @@ class VocSubject:
         backbone, view = self.run.untrained(), evaluation_view(self.run.stage.views)
         self.numerics.place(backbone)
         examples = self.examples(self.train, RandomCrop(view))
-        keys = training_keys(len(examples), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, seed=0)
+        keys = training_keys(len(examples), NUM_IMAGES, seed=0)
         crops = examples.load(keys)
         batches = (
-            torch.stack([crop for _, crop in islice(crops, _STATISTICS_BATCH_SIZE)]) for _ in range(_STATISTICS_BATCHES)
+            torch.stack([crop for _, crop in islice(crops, BATCH_SIZE)]) for _ in range(NUM_IMAGES // BATCH_SIZE)
         )
         with self.numerics.autocast():
-            learn_statistics(backbone, (view.normalization(to_float(b.to(self.numerics.device))) for b in batches))
+            pixels = (view.normalization(to_float(batch.to(self.numerics.device))) for batch in batches)
+            learn_statistics(backbone, pixels, backbone)
         examples.close()
         return backbone
 

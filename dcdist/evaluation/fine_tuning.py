@@ -98,26 +98,6 @@ def set_trained(
         _freeze_first(backbone.body, frozen_convolutions)
 
 
-@torch.no_grad()
-def learn_statistics(backbone: Backbone, batches: Iterable[torch.Tensor]) -> None:
-    """Gives batch normalisation the mean statistics of some batches of images [B, 3, S, S] alone; in place.
-
-    An untrained network has seen none; as training uses the running statistics, it would have no normalisation at all.
-    """
-    layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
-    before = [layer.momentum for layer in layers]
-    backbone.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # averages over all batches
-        layer.train()
-    for batch in batches:
-        backbone(batch)
-    for layer, momentum in zip(layers, before, strict=True):
-        layer.momentum = momentum
-    backbone.eval()
-
-
 def _freeze_first(body: nn.Module, count: int) -> None:
     """The first convolutions in the order of the layers, and what is normalised before the next one."""
     seen = 0

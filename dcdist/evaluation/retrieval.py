@@ -5,6 +5,7 @@ Shapes: N ranked images, Q queries, R regions of an image, C channels of the lay
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dcdist.clustering.pca import PCA
 from dcdist.data.decode import UndecodableImage
@@ -22,7 +24,9 @@ from dcdist.errors import RunError, UsageError
 from dcdist.evaluation.map_layers import LayerMaps
 from dcdist.evaluation.retrieval_scores import average_precision, precision_at, ranks_of_positives
 from dcdist.evaluation.rmac import aggregate, fit_whitening, grid, region_maxima
+from dcdist.evaluation.untrained import learn_statistics, spread
 
+STATISTICS_IMAGES = 64  # of which batch normalisation of an untrained network gets its statistics
 DIMENSIONS = 512  # of whitened vectors, as published; a layer with fewer channels has as many as these
 PRECISIONS = (1, 5, 10)
 
@@ -54,6 +58,20 @@ class Search:
     overlap: float
     dimensions: int | None  # None: DIMENSIONS, or as many as the layer has channels
     num_threads: int  # that decode
+
+    def learn_statistics(self, network: nn.Module, maps: LayerMaps) -> None:
+        """Of some of the images that are searched, for an untrained network."""
+        ranked = [self.images.ids[name] for name in self.truth.ranked]
+        chosen = [ranked[place] for place in spread(len(ranked), STATISTICS_IMAGES)]
+        loaded = load_whole_images(self.images.source, chosen, self.size, self.num_threads)
+
+        def forward(pixels: torch.Tensor) -> None:
+            with contextlib.suppress(UsageError):  # too small: said, with its name, when it is measured
+                maps(pixels)
+
+        learn_statistics(
+            network, (image.pixels for image in loaded if not isinstance(image, UndecodableImage)), forward
+        )
 
     def measure(self, maps: LayerMaps) -> dict[str, Any]:
         """The scores of one network, by setting of the ground truth and by query.

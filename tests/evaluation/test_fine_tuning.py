@@ -19,7 +19,6 @@ from dcdist.evaluation.fine_tuning import (
     FC68,
     Recipe,
     fine_tune,
-    learn_statistics,
     set_trained,
     training_batches,
     training_keys,
@@ -134,22 +133,6 @@ def test_training_leaves_running_statistics_and_frozen_weights_as_they_are(mode:
     assert not any("running" in name or "num_batches" in name for name in changed)
     assert any(name.startswith("backbone.top.fc6") for name in changed)
     assert any(name.startswith("backbone.body") for name in changed) == (mode == ALL)
-
-
-def test_statistics_are_those_of_the_batches() -> None:
-    """Of the first normalisation the mean over the batches of its inputs' means and unbiased variances."""
-    network = build_backbone(ModelSection(name="small_convnet"), 16, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(8, 3, 16, 16, generator=generator) * scale for scale in (1, 3)]
-    learn_statistics(network, batches)
-    convolution, normalization = network.body.conv1[0], network.body.conv1[1]
-    maps = [convolution(batch).detach() for batch in batches]
-    expected = torch.stack([inputs.mean((0, 2, 3)) for inputs in maps]).mean(0)
-    torch.testing.assert_close(normalization.running_mean, expected)
-    expected = torch.stack([inputs.transpose(0, 1).flatten(1).var(1) for inputs in maps]).mean(0)
-    torch.testing.assert_close(normalization.running_var, expected)
-    assert not any(layer.training for layer in network.modules())
-    assert normalization.momentum == 0.1
 
 
 def make_number(image: VocImage, seed: int) -> tuple[str, int]:

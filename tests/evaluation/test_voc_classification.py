@@ -18,7 +18,8 @@ from dcdist.data.transforms import View
 from dcdist.data.voc import ABSENT, CLASSES, DIFFICULT, PRESENT, Voc
 from dcdist.distributed.seeding import derive_seed
 from dcdist.errors import RunError
-from dcdist.evaluation.fine_tuning import ALL, FC68, Recipe, learn_statistics
+from dcdist.evaluation.fine_tuning import ALL, FC68, Recipe
+from dcdist.evaluation.untrained import learn_statistics
 from dcdist.evaluation.voc_average_precision import IGNORED, RIGHT, WRONG
 from dcdist.evaluation.voc_classification import (
     ClassificationData,
@@ -98,7 +99,7 @@ def backbone(data: ClassificationData) -> Backbone:
     """Untrained, but for the running statistics of its batch normalisation."""
     network = build_backbone(ModelSection(name="small_convnet"), 16, seed=0)
     pixels = torch.stack([crop for _, crop in data.train.load((index, index) for index in range(len(data.train)))])
-    learn_statistics(network, [data.view.normalization(to_float(pixels))])
+    learn_statistics(network, [data.view.normalization(to_float(pixels))], network)
     return network
 
 

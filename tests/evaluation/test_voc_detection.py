@@ -15,8 +15,9 @@ from dcdist.data.seeded_examples import SeededExamples
 from dcdist.data.voc import CLASSES, VocImage
 from dcdist.data.voc_objects import VocObjects, read_objects
 from dcdist.evaluation.detection_scores import DetectionScore
-from dcdist.evaluation.fine_tuning import ALL, FC68, Recipe, learn_statistics
+from dcdist.evaluation.fine_tuning import ALL, FC68, Recipe
 from dcdist.evaluation.region_network import RegionOptions
+from dcdist.evaluation.untrained import learn_statistics
 from dcdist.evaluation.voc_detection import (
     DetectionData,
     Detections,
@@ -101,7 +102,7 @@ OPTIONS = RegionOptions((64,), proposals_in_training=100, proposals_in_predictio
 
 def test_one_picture_is_learnt_by_heart(one_image: DetectionData) -> None:
     backbone = build_backbone(ModelSection(name="small_convnet"), 32, seed=0)
-    learn_statistics(backbone, [pixels_of(one_image)])
+    learn_statistics(backbone, [pixels_of(one_image)], backbone)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     recipe = Recipe(60, 2, 0.02, 0.0, factor=0.1, step=3, steps_of=4)
     found = measure_detection(backbone, one_image, recipe, ALL, CPU, seed=0, options=OPTIONS, frozen_convolutions=0)

@@ -1,0 +1,5 @@
+"""The small experiment of the run tests."""
+
+from tests.runs.conftest import digits_folder
+
+__all__ = ["digits_folder"]
