@@ -2,7 +2,7 @@
 
 At its initial weights batch normalisation has mean 0 and variance 1 on record, that is, it does not normalise. With the
 statistics of images the same network is a better baseline: on 4,000 photographs the nearest neighbours of AlexNet's
-features are right in 35 % of the cases instead of 28 %.
+features are right in 35 % of the cases instead of 28 % (20 neighbours).
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ _WORDS = {
     "ami": "AMI",
     "ari": "ARI",
     "map": "mAP",
+    "map_eleven_points": "mAP, eleven points",
+    "map_area": "mAP, area",
+    "mean_iou": "mean IoU",
+    "num_classes": "classes",
     "accuracy": "ACC",
     "knn": "kNN",
     "linear": "linear classifier",
@@ -143,7 +147,7 @@ def _named_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name, row in zip(names, rows, strict=True):
         words = [value for key, value in row.items() if isinstance(value, str) and key not in _NOT_SCORES]
-        parts = [name, *words] if are_alike else [name]
+        parts = [name, *map(_words, words)] if are_alike else [name]
         if row.get("from_memory") or AS_REMEMBERED in str(row.get("note")):
             parts.append("from memory")
         label = ", ".join(parts)
