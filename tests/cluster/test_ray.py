@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,15 @@ OVERRIDES = ("launch.num_processes=2", "launch.resources.slot=1")
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
+def ray() -> Iterator[RayCluster]:
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie in it, whose paths have 107 characters
+    cluster = RayCluster(folder)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(ray: RayCluster, job: str, config: Path, *overrides: str) -> None:
