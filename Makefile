@@ -20,7 +20,8 @@ demo: install
 
 test: install lint
 	tests/cluster/install.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --ignore tests/cluster --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster
 
 soak: install
 	tests/cluster/install.sh

@@ -26,13 +26,6 @@ start_server(["dcdist.cli", "dcdist.worker", "dcdist.config.load", "torch._dynam
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes one has the tests of clusters, which share a SLURM and a Ray; a file is of one process."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        item.add_marker(pytest.mark.xdist_group("cluster" if path.parts[0] == "cluster" else str(path)))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images beside the checkout."""
