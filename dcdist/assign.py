@@ -89,7 +89,7 @@ def assign(
         RunError: a feature is not finite.
     """
     collectives = member.collectives
-    storage, name = open_file(out)
+    storage, name = open_file(out, "--out=")
     collectives.on_main(lambda: _require_free(storage, name, overwrite))
     run = read_run(run_url, stage)
     if run.readout is None:

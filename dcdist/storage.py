@@ -120,11 +120,12 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     return ObjectStorage(text) if "://" in text else LocalStorage(text)
 
 
-def open_file(url: str) -> tuple[Storage, str]:
-    """The storage of the folder or bucket that a file lies in, and the file's name in it; raises UsageError."""
+def open_file(url: str, named: str = "") -> tuple[Storage, str]:
+    """The storage of a file's folder or bucket, and its name there; raises UsageError that begins with `named`."""
     folder, slash, name = url.rpartition("/")
     if folder.endswith(":/") or name in ("", ".", ".."):
-        raise UsageError(f"{url!r} is no file in a folder or bucket, as in s3://bucket/{name.strip('.') or 'name'}")
+        example = f"s3://bucket/{name.strip('.') or 'name'}"
+        raise UsageError(f"{named}{url!r} is no file in a folder or bucket, as in {example}")
     return open_storage(folder or slash or "."), name
 
 

@@ -70,7 +70,7 @@ def export(url: str, out: str, stage: str | None = None, overwrite: bool = False
         UsageError: another suffix, a file that exists, no run, no checkpoint, a package that is missing.
         RunError: no checkpoint is whole, or the network cannot be written in this format.
     """
-    storage, name = open_file(out)
+    storage, name = open_file(out, "--out=")
     suffix = next((known for known in WRITERS if name.endswith(known) and name != known), None)
     if suffix is None:
         raise UsageError(f"--out={out!r}: the suffix says the format, it is one of {', '.join(WRITERS)}")

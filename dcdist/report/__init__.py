@@ -42,7 +42,7 @@ def write_report(urls: Sequence[str], out: str | None = None, data_root: str | N
     """
     stories = [tell(RunDirectory(url), data_root) for url in urls]
     page = render(stories, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")).encode()
-    storage, name = open_file(out) if out is not None else (open_storage(urls[0]), REPORT)
+    storage, name = open_file(out, "--out=") if out is not None else (open_storage(urls[0]), REPORT)
     try:
         storage.write_bytes(name, page)
     except OSError as error:
