@@ -72,39 +72,6 @@ def cluster_scores(assignments: torch.Tensor, labels: torch.Tensor) -> ClusterSc
     )
 
 
-@dataclass(frozen=True)
-class NamedAccuracy:
-    """Accuracy of test images by the names of their clusters."""
-
-    by_train_naming: float  # clusters are named by the best matching on the training images
-    by_best_naming: float  # by the best matching on the test images themselves; of 2 clusters the better of 2 namings
-
-
-def accuracy_by_naming(
-    train_assignments: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_assignments: torch.Tensor,
-    test_labels: torch.Tensor,
-) -> NamedAccuracy:
-    """Accuracy of test images that were assigned to the nearest centroid of training images.
-
-    `by_best_naming` looks at the test labels, so with few test images it is optimistic: never below 1/2 for two
-    clusters of two classes.
-
-    Args:
-        train_assignments: [N] clusters.
-        train_labels: [N] classes.
-        test_assignments: [M] clusters.
-        test_labels: [M] classes.
-    """
-    names = name_clusters(train_assignments.numpy(), train_labels.numpy())
-    test_clusters, test_classes = test_assignments.numpy(), test_labels.numpy()
-    return NamedAccuracy(
-        by_train_naming=accuracy_of_names(test_clusters, test_classes, names),
-        by_best_naming=hungarian_accuracy(test_clusters, test_classes),
-    )
-
-
 def describe_clusters(num_clusters: int, train: Partition, heldout: Partition | None = None) -> dict[str, Any]:
     """A clustering's scores, sizes and tables as JSON values.
 
@@ -125,11 +92,11 @@ def describe_clusters(num_clusters: int, train: Partition, heldout: Partition | 
     described["confusion"] = _confusion(train, names, num_classes)
     if heldout is not None:
         described["heldout_confusion"] = _confusion(heldout, names, num_classes)
-        named = accuracy_by_naming(train.assignments, train.labels, heldout.assignments, heldout.labels)
+        scores = _describe(heldout, num_clusters)
         described["heldout"] = {
-            "by_train_naming": named.by_train_naming,
-            "by_best_naming": named.by_best_naming,
-            **_describe(heldout, num_clusters),
+            "by_train_naming": accuracy_of_names(heldout.assignments.numpy(), heldout.labels.numpy(), names),
+            "by_best_naming": scores["accuracy"],
+            **scores,
         }
         described["heldout_table"] = _table(heldout, num_clusters, num_classes)
     return described

@@ -219,24 +219,32 @@ def cached(
     missing, unique = collectives.broadcast_object((missing, uuid.uuid4().hex))
     if missing:
         building = {layer: folder / f"{name}.{unique}.npy" for layer, name in missing.items()}
-        collectives.on_main(lambda: _allocate(building, maps.shapes, len(sample_ids)))
-        files = {layer: np.load(path, mmap_mode="r+") for layer, path in building.items()}
-        own = contiguous_range(len(sample_ids), collectives.rank, collectives.world_size)
-        requests = (
-            Request(sample_ids[start : min(start + batch_size, own.stop)], None, (view,), seed=0)
-            for start in range(own.start, own.stop, batch_size)
-        )
-        end = own.start
-        for batch in loader.load(source, requests):
-            start, end = end, end + len(batch.sample_ids)
-            (seen,) = prepare(batch.to(maps.device), (view,)).views
-            pooled = maps(seen)
-            for layer, file in files.items():
-                file[start:end] = pooled[layer].half().cpu().numpy()
-        for file in files.values():
-            file.flush()
-        failed = [sample_id for ids in collectives.all_gather_objects(sorted(source.undecodable)) for sample_id in ids]
-        collectives.on_main(lambda: _publish(building, {key: folder / name for key, name in missing.items()}, failed))
+        try:
+            collectives.on_main(lambda: _allocate(building, maps.shapes, len(sample_ids)))
+            files = {layer: np.load(path, mmap_mode="r+") for layer, path in building.items()}
+            own = contiguous_range(len(sample_ids), collectives.rank, collectives.world_size)
+            requests = (
+                Request(sample_ids[start : min(start + batch_size, own.stop)], None, (view,), seed=0)
+                for start in range(own.start, own.stop, batch_size)
+            )
+            end = own.start
+            for batch in loader.load(source, requests):
+                start, end = end, end + len(batch.sample_ids)
+                (seen,) = prepare(batch.to(maps.device), (view,)).views
+                pooled = maps(seen)
+                for layer, file in files.items():
+                    file[start:end] = pooled[layer].half().cpu().numpy()
+            for file in files.values():
+                file.flush()
+            failed = [
+                sample_id for ids in collectives.all_gather_objects(sorted(source.undecodable)) for sample_id in ids
+            ]
+            collectives.on_main(
+                lambda: _publish(building, {key: folder / name for key, name in missing.items()}, failed)
+            )
+        finally:  # what an evaluation that fails or is interrupted leaves may be large
+            for path in building.values():
+                path.unlink(missing_ok=True)
     stored = {layer: np.load(folder / f"{name}.npy", mmap_mode="r") for layer, name in names.items()}
     description = json.loads((folder / f"{next(iter(names.values()))}.json").read_text())
     labels = np.where(np.isin(sample_ids, description["undecodable"]), -1, source.labels[sample_ids])

@@ -14,7 +14,6 @@ from dcdist.clustering.pca import l2_normalize
 from dcdist.errors import RunError, UsageError
 from dcdist.evaluation.clusters import (
     Partition,
-    accuracy_by_naming,
     cluster_scores,
     describe_clusters,
     render_clusters,
@@ -107,14 +106,6 @@ def test_scores_and_table_by_hand() -> None:
     assert scores.nmi == pytest.approx(nmi(*known), abs=1e-12)
     with pytest.raises(UsageError, match="no image has a label and a cluster"):
         cluster_scores(assignments, torch.full((8,), -1))
-
-
-def test_accuracy_by_naming_by_hand() -> None:
-    train = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 0, 0, 0])  # cluster 0 is class 1
-    test = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 0])
-    accuracy = accuracy_by_naming(*train, *test)
-    assert accuracy.by_train_naming == 1 / 4
-    assert accuracy.by_best_naming == 3 / 4
 
 
 def mean_nmi(rows: torch.Tensor, labels: np.ndarray) -> float:

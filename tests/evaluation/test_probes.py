@@ -231,7 +231,11 @@ def test_gradients_and_steps_are_torchs(digits: Path) -> None:
     assert linear.weight.detach() == pytest.approx(before - 0.1 * (weight.grad + 0.3 * before), abs=1e-6)
 
 
-def test_cached_maps_are_those_of_the_images(digits: Path, tmp_path: Path) -> None:
+def interrupted(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_cached_maps_are_those_of_the_images(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In half precision; read again without a pass, made again where weights differ or the description is missing."""
     maps = maps_of("conv2", OUTPUT)
     view = View(size=16, resize=16)
@@ -261,6 +265,12 @@ def test_cached_maps_are_those_of_the_images(digits: Path, tmp_path: Path) -> No
     open_cache()
     assert len(list(tmp_path.iterdir())) == 8
     assert described.with_suffix(".npy").stat().st_ino != inode, "who has the old file open keeps what is in it"
+    described.unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BatchLoader, "load", interrupted)
+        open_cache()
+    assert len(list(tmp_path.iterdir())) == 7, "nothing but the missing description: half a file would stay for ever"
+    open_cache()
     with torch.no_grad():
         next(maps._networks["a"].parameters()).add_(1.0)
     open_cache()
