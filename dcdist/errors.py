@@ -56,3 +56,7 @@ class StopRequested(DcdistError):
     """Somebody asked the run to stop, or a newer attempt has taken it over."""
 
     exit_code = ExitCode.STOPPED
+
+
+class Superseded(StopRequested):
+    """A newer attempt has taken the run over: this one stops, the run goes on."""

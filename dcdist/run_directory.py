@@ -227,6 +227,24 @@ class RunDirectory:
         self.storage.write_bytes(self.stop_file(asked), _to_json({"attempt": asked, "requested": _now()}))
         return asked
 
+    def history(self, before: int) -> tuple[dict[str, int], int]:
+        """How often attempts below `before` ended by each reason, ends of a finished run left out, and the training
+        steps that they repeated.
+
+        Reasons: the name of a signal; "killed", where nobody was left to say; "peer_lost", "stopped" (on request, or
+        superseded), "refused" (wrong usage), "failed".
+        """
+        reasons: dict[str, int] = {}
+        repeated_steps = 0
+        for number in self.attempt_numbers():
+            if number < before:
+                attempt = self.read_attempt(number)
+                repeated_steps += attempt.get("repeated_steps", 0)
+                reason = _why_ended(attempt)
+                if reason is not None:
+                    reasons[reason] = reasons.get(reason, 0) + 1
+        return reasons, repeated_steps
+
     def attempts_without_progress(self, before: int | None = None) -> int:
         """How many attempts in a row, the newest ones (below `before`), failed without a new commit.
 
@@ -309,6 +327,22 @@ class Attempt:
         self.run_directory.storage.write_bytes(
             self.run_directory.attempt_file(self.number), _to_json({**content, **entries})
         )
+
+
+_REASONS = {
+    ExitCode.DONE: None,
+    ExitCode.RUN_AGAIN: "peer_lost",
+    ExitCode.STOPPED: "stopped",
+    ExitCode.USAGE: "refused",
+    ExitCode.FAILURE: "failed",
+}
+
+
+def _why_ended(attempt: Mapping[str, Any]) -> str | None:
+    ended = attempt.get("ended")
+    if ended is None:
+        return "killed"
+    return ended["signal"] or _REASONS[ExitCode(ended["exit_code"])]
 
 
 def _how_to_cancel(launcher: Mapping[str, Any] | None, exit_code: int) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from dcdist.attempt_description import job_started_at
-from dcdist.build.run import build_recorder
+from dcdist.attempt_description import describe_launcher, job_started_at
+from dcdist.build.recorder import build_recorder
 from dcdist.build.stage import Surroundings, build_stage
 from dcdist.clustering.types import Clustering
 from dcdist.commits import Kind
@@ -24,10 +26,11 @@ from dcdist.distributed.collectives import Collectives
 from dcdist.engine.artefacts import assignments_table, keys_table, neighbors_table, to_parquet
 from dcdist.engine.boundary import Boundary
 from dcdist.engine.checkpoint import Checkpointer
+from dcdist.engine.machines import Machines, machine_name
 from dcdist.engine.pipeline import RunState, Stage, run_stages
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
 from dcdist.engine.restore import StoredCheckpoint
-from dcdist.errors import UsageError
+from dcdist.errors import ExitCode, Superseded, UsageError
 from dcdist.metrics.recorder import Recorder
 from dcdist.models.backbone import Backbone
 from dcdist.models.initial_weights import load_initial_weights
@@ -77,8 +80,7 @@ class Training:
         """Trains what is left of every stage, then scores the last."""
         begun, config = self._begun, self._config
         found = self._begin()
-        if self._collectives.is_main:
-            self._recorder = build_recorder(config, self._directory, self._attempt.number, job_started_at())
+        self._collectives.on_main(self._open_recorder)
         watch = Watch(self._ask_storage, WATCH_SECONDS) if self._collectives.is_main else None
         device = begun.devices[0]
         loader = BatchLoader(
@@ -94,30 +96,55 @@ class Training:
             devices=begun.devices,
             loader=loader,
             collectives=self._collectives,
-            boundary=Boundary(self._collectives, begun.signals, self._clock, watch),
+            boundary=Boundary(self._collectives, begun.signals, self._clock, watch, self._recorder.progressed),
             recorder=self._recorder,
+            machines=Machines(self._collectives, device, machine_name()),
             state=self._state,
             save=self._save,
             write_clustering=self._write_clustering,
         )
         try:
             names = [stage.name for stage in config.resolved_stages()]
-            self._recorder.record(
-                *("event", names[0], 0, found.name.step if found else 0),
-                event="start",
-                attempt=self._attempt.number,
-                began_from=str(found.name) if found else None,
-                repeated_steps=self._checkpointer.repeated_steps,
-            )
+            self._record_start(names[0], found)
             last = run_stages(
                 names, lambda number: build_stage(shared, number), self._state, found, self._write_clustering
             )
             self._score(last, shared)
+            self._record_end(None)
+        except Exception as error:
+            self._record_end(error)
+            raise
         finally:
             loader.close()
             self._recorder.close()
             if watch:
                 watch.close()
+
+    def _open_recorder(self) -> None:
+        """On rank 0."""
+        number, launcher = self._attempt.number, describe_launcher(os.environ)
+        self._recorder = build_recorder(self._config, self._directory, number, job_started_at(), launcher)
+
+    def _record_start(self, stage: str, found: StoredCheckpoint | None) -> None:
+        if not self._collectives.is_main:
+            return
+        endings, repeated_steps = self._directory.history(before=self._attempt.number)
+        self._recorder.record(
+            *("event", stage, 0, found.name.step if found else 0),
+            event="start",
+            attempt=self._attempt.number,
+            began_from=str(found.name) if found else None,
+            repeated_steps=self._checkpointer.repeated_steps,
+            repeated_steps_in_all=repeated_steps + self._checkpointer.repeated_steps,
+            preemptions=endings,
+        )
+
+    def _record_end(self, error: Exception | None) -> None:
+        """For who watches: whether this is the end of the run, or it will be started again."""
+        code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
+        goes_on = code is ExitCode.RUN_AGAIN or isinstance(error, Superseded)
+        finished = code in (ExitCode.DONE, ExitCode.STOPPED) and not goes_on
+        self._event("end", exit_code=int(code), finished=finished, goes_on=goes_on)
 
     def _begin(self) -> StoredCheckpoint | None:
         """The checkpoint to go on from, None for a new run, whose network then has its initial weights. Collective."""
@@ -159,13 +186,15 @@ class Training:
         logger.info(message)
 
     def _save(self, states: Mapping[str, Any], kind: Kind) -> None:
-        progress = self._state.progress
+        progress, began = self._state.progress, time.monotonic()
         name = self._checkpointer.save(progress.step, kind, states, progress.state_dict())
         self._clock.saved()
-        self._recorder.record(
-            *("event", progress.stage, progress.epoch, progress.step), event="checkpoint", name=str(name)
-        )
+        self._event("checkpoint", name=str(name), seconds=time.monotonic() - began)
         self._recorder.sync()
+
+    def _event(self, event: str, **values: Any) -> None:
+        progress = self._state.progress
+        self._recorder.record("event", progress.stage, progress.epoch, progress.step, event=event, **values)
 
     def _write_clustering(self, stage: str, epoch: int | Literal["final"], clustering: Clustering) -> None:
         if not self._collectives.is_main:

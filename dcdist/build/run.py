@@ -1,26 +1,18 @@
-"""What a run has whatever its stages are: images, backbone, recorder."""
+"""What a run has whatever its stages are: images, backbone, numerics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from dcdist.config.schema import DataSection, ExperimentConfig, ModelSection, TrainSection
+from dcdist.config.schema import DataSection, ModelSection, TrainSection
 from dcdist.data.source import ImageSource, open_source
 from dcdist.distributed.seeding import derive_seed
 from dcdist.errors import UsageError
-from dcdist.metrics.heartbeat import Heartbeat
-from dcdist.metrics.jsonl import JsonLinesSink
-from dcdist.metrics.progress import progress_sink
-from dcdist.metrics.prometheus import PrometheusSink
-from dcdist.metrics.recorder import Recorder, Sink
-from dcdist.metrics.tensorboard import TensorBoardSink
 from dcdist.models.alexnet import alexnet
 from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import Numerics
@@ -29,8 +21,6 @@ from dcdist.models.small import small_convnet, small_resnet, strided_resnet
 from dcdist.models.sobel import Sobel
 from dcdist.models.torchvision_backbone import torchvision_backbone
 from dcdist.models.vgg import vgg16
-from dcdist.run_directory import TENSORBOARD, RunDirectory
-from dcdist.storage import GrowingFile
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "alexnet": alexnet,
@@ -95,21 +85,3 @@ def _options(model: ModelSection) -> dict[str, Any]:
             able = ", ".join(network for network, names in OPTIONS.items() if name in names)
             raise UsageError(f"model.{name}={value} means nothing to model.name={model.name}: it is for {able}")
     return {name: getattr(model, name) for name in taken}
-
-
-def build_recorder(config: ExperimentConfig, run_directory: RunDirectory, attempt: int, started_at: float) -> Recorder:
-    """Rank 0's recorder: metrics/NNNN.jsonl, the heartbeat, and the sinks that the config asks for."""
-    metrics, storage = config.metrics, run_directory.storage
-    heartbeat = Heartbeat(storage, run_directory.heartbeat_file(attempt))
-    sinks: list[Sink] = [JsonLinesSink(GrowingFile(storage, run_directory.metrics_file(attempt))), heartbeat]
-    if metrics.tensorboard:
-        sinks.append(TensorBoardSink(storage, TENSORBOARD, attempt))
-    if metrics.prometheus_port is not None:
-        methods = {stage.name: stage.method for stage in config.resolved_stages()}
-        version = metadata.version("dcdist")
-        sinks.append(
-            PrometheusSink(metrics.prometheus_port, metrics.prometheus_address, str(run_directory), methods, version)
-        )
-    if metrics.progress:
-        sinks.append(progress_sink(Console(stderr=True)))
-    return Recorder(sinks, heartbeat, started_at)

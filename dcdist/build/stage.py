@@ -22,6 +22,7 @@ from dcdist.engine.boundary import Boundary
 from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.heldout import HeldOut
 from dcdist.engine.journal import Journal
+from dcdist.engine.machines import Machines
 from dcdist.engine.optim import Larc, Optimizer, Schedule
 from dcdist.engine.pipeline import RunState, Stage, WriteClustering
 from dcdist.engine.state import MethodState
@@ -45,6 +46,7 @@ class Surroundings:
     collectives: Collectives
     boundary: Boundary
     recorder: Recorder
+    machines: Machines
     state: RunState
     save: Callable[[Mapping[str, Any], Kind], None]
     write_clustering: WriteClustering
@@ -83,6 +85,7 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         num_microbatches,
         shared.config.metrics.every_num_steps,
         watch,
+        shared.machines,
         stop_at_collapse=train.on_collapse == "stop",
     )
     states = {**shared.state.parts(), "method": MethodState(method), "optimizer": optimizer, "journal": journal}

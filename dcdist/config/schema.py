@@ -21,6 +21,7 @@ from dcdist.config.method_sections import (
     SimclrSection,
     SwavSection,
 )
+from dcdist.config.metrics_section import MetricsSection
 from dcdist.config.sections import (
     HORIZON,
     PLACEMENT,
@@ -253,18 +254,6 @@ class LaunchSection(Section):
                 f"launch.min_processes={self.min_processes} is more than launch.num_processes={self.num_processes}"
             )
         return self
-
-
-class MetricsSection(Section):
-    """What is written about the run while it runs."""
-
-    every_num_steps: Positive = key(10, "steps between step records", PLACEMENT)
-    tensorboard: bool = key(True, "write RUN/tensorboard", PLACEMENT)
-    prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = key(
-        None, "rank 0 serves /metrics there; 0 takes a free port", PLACEMENT
-    )
-    prometheus_address: str = key("127.0.0.1", "interface that /metrics is served on", PLACEMENT)
-    progress: bool = key(True, "progress on the terminal", PLACEMENT)
 
 
 class EvaluationSection(Section):

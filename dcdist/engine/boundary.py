@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
-from dcdist.errors import Preempted, StopRequested
+from dcdist.errors import Preempted, StopRequested, Superseded
 
 _SIGNALS = 128  # more than there are: a request and a signal travel as one number
 
@@ -20,9 +20,18 @@ class Boundary:
         signals: this process's signals.
         clock: when a checkpoint is due; rank 0's counts.
         watch: on rank 0, answers for the run directory (stop requests, newer attempts).
+        passed: called at every boundary that all ranks have come to.
     """
 
-    def __init__(self, collectives: Collectives, signals: SignalFlag, clock: SaveClock, watch: Watch | None) -> None:
+    def __init__(
+        self,
+        collectives: Collectives,
+        signals: SignalFlag,
+        clock: SaveClock,
+        watch: Watch | None,
+        passed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._passed = passed
         self._collectives = collectives
         self._signals = signals
         self._clock = clock
@@ -38,6 +47,7 @@ class Boundary:
             request = Request.SAVE
         number = self._signals.number if request is Request.PREEMPT and self._signals.number else 0
         largest, number = divmod(self._collectives.largest(request * _SIGNALS + number), _SIGNALS)
+        self._passed()
         if number:
             self._preempting = signal.Signals(number).name
         return Request(largest)
@@ -68,4 +78,4 @@ class Boundary:
         if request is Request.STOP:
             raise StopRequested("a stop was requested")
         if request is Request.YIELD:
-            raise StopRequested("a newer attempt of this run has started and owns the run directory now")
+            raise Superseded("a newer attempt of this run has started and owns the run directory now")

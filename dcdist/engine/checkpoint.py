@@ -29,7 +29,7 @@ from dcdist.commits import (
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.restore import Stateful, StoredCheckpoint, open_newest
 from dcdist.engine.state_files import FlatState, HashingWriter, flatten, write_json, write_tensors
-from dcdist.errors import RunError, StopRequested
+from dcdist.errors import RunError, Superseded
 from dcdist.faults import fault_point
 from dcdist.metrics.heartbeat import read_heartbeat
 from dcdist.run_directory import Attempt, RunDirectory
@@ -88,7 +88,7 @@ class Checkpointer:
             None where the run has no checkpoint: it starts from nothing.
 
         Raises:
-            StopRequested: a newer attempt exists already.
+            Superseded: a newer attempt exists already.
             RunError: there are checkpoints, and none is whole.
             UsageError: the newest was written by a dcdist with another format.
         """
@@ -132,7 +132,7 @@ class Checkpointer:
 
         Raises:
             CheckpointFailed: some rank could not write; raised on all of them, and the commits before are untouched.
-            StopRequested: a newer attempt exists; nothing is committed.
+            Superseded: a newer attempt exists; nothing is committed.
         """
         assert self._line is not None, "an attempt begins (or loads) before it saves"
         name = CheckpointName(step, kind, self._attempt.number)
@@ -212,7 +212,7 @@ class Checkpointer:
     def _refuse_where_superseded(self) -> None:
         newer = self._attempt.superseded_by()
         if newer is not None:
-            raise StopRequested(
+            raise Superseded(
                 f"attempt {newer} has taken over the run {self._run_directory}: attempt {self._attempt.number} "
                 "stops without another checkpoint"
             )

@@ -14,9 +14,11 @@ import torch
 from dcdist.clustering.types import Clustering, HeadClustering
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.collapse import CollapseWatch
+from dcdist.engine.machines import Machines
 from dcdist.engine.state import Progress
 from dcdist.engine.training_step import StepSums
 from dcdist.errors import RunError
+from dcdist.methods.base import EpochPlan
 from dcdist.metrics.cluster_metrics import clustering_record
 from dcdist.metrics.recorder import Kind, Recorder
 
@@ -34,6 +36,7 @@ class Journal:
         num_microbatches: in a step, over all ranks.
         every_num_steps: steps between two step records.
         collapse: looks at clusterings and epochs.
+        machines: gathers what the run uses on each.
         stop_at_collapse: whether what it finds ends the run; else it is logged and recorded.
     """
 
@@ -46,6 +49,7 @@ class Journal:
         num_microbatches: int,
         every_num_steps: int,
         collapse: CollapseWatch,
+        machines: Machines,
         stop_at_collapse: bool = False,
     ) -> None:
         self.recorder = recorder
@@ -55,10 +59,12 @@ class Journal:
         self._num_microbatches = num_microbatches
         self._every_num_steps = every_num_steps
         self._collapse = collapse
+        self._machines = machines
         self._stop_at_collapse = stop_at_collapse
         self._seconds: dict[str, float] = {}
         self._window = _Window()
         self._epoch = _Window()
+        self._step_began = 0.0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -70,7 +76,8 @@ class Journal:
 
     def waited_for_data(self, seconds: float) -> None:
         """Counts the waiting that a step begins with."""
-        self._window.begin(time.perf_counter() - seconds)
+        self._step_began = time.perf_counter() - seconds
+        self._window.begin(self._step_began)
         self._window.waited += seconds
 
     def step(self, sums: StepSums, learning_rate: float) -> None:
@@ -79,9 +86,12 @@ class Journal:
             for name, value in values.items():
                 window[name] = window.get(name, 0.0) + value
                 self._window.counts[name] = self._window.counts.get(name, 0) + 1
+        if sums.gradient_norm is not None:
+            self._window.add_gradient(sums.gradient_norm)
         self._window.num_steps += 1
         self._window.learning_rate = learning_rate
-        self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step)
+        seconds = time.perf_counter() - self._step_began
+        self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step, seconds)
         if self._progress.step % self._every_num_steps == 0:
             self.flush()
 
@@ -115,39 +125,54 @@ class Journal:
         if not window.num_steps:
             return
         entries = [(values, name) for values in (window.losses, window.figures) for name in sorted(values)]
-        sums = torch.stack(
-            [values[name].detach().double().cpu() for values, name in entries] + [torch.tensor(window.waited)]
+        reduced = self._collectives.all_reduce_sum(
+            torch.cat(
+                [
+                    torch.tensor([float(values[name]) for values, name in entries], dtype=torch.float64),
+                    window.gradients.double().cpu(),
+                    self._machines.own(window.waited),
+                ]
+            )
         )
-        sums = self._collectives.all_reduce_sum(sums.double())
+        sums, gradients, machines = torch.tensor_split(reduced, [len(entries), len(entries) + len(window.gradients)])
         means = [
             float(total) / self._num_microbatches / window.counts[name]
-            for (_, name), total in zip(entries, sums[:-1], strict=True)
+            for (_, name), total in zip(entries, sums, strict=True)
         ]
         losses, figures = (
             {name: mean for (values, name), mean in zip(entries, means, strict=True) if values is own}
             for own in (window.losses, window.figures)
         )
-        waited = float(sums[-1]) / self._collectives.world_size
-        if not np.isfinite(list(losses.values())).all():
+        waited = self._machines.add(machines)
+        norm, num_updates, num_nonfinite = (gradients / self._collectives.world_size).tolist()
+        is_finite = bool(np.isfinite(list(losses.values())).all())
+        self._epoch.add(losses, figures, window, waited)
+        self._record(
+            "step",
+            loss=_total(losses),
+            losses=losses,
+            **({"figures": figures} if figures else {}),
+            **({"gradient_norm": norm / num_updates} if num_updates else {}),
+            learning_rate=window.learning_rate,
+            samples_per_second=window.num_steps * self._samples_per_step / max(window.seconds(), 1e-9),
+            data_wait_ratio=waited / max(window.seconds(), 1e-9),
+            nonfinite_steps=max(round(num_nonfinite), 0 if is_finite else 1),
+        )
+        if not is_finite:
             last = self._progress.step
             raise RunError(
                 f"the loss is not finite ({losses}) in steps {last - window.num_steps + 1} to {last} of the run. "
                 "The newest checkpoint is from before; start a new run with a lower train.learning_rate, "
                 "or with train.precision=fp32."
             )
-        self._epoch.add(losses, figures, window, waited)
-        self.recorder.record(
-            "step",
-            stage=self._progress.stage,
-            epoch=self._progress.epoch,
-            step=self._progress.step,
-            loss=_total(losses),
-            losses=losses,
-            **({"figures": figures} if figures else {}),
-            learning_rate=window.learning_rate,
-            samples_per_second=window.num_steps * self._samples_per_step / max(window.seconds(), 1e-9),
-            data_wait_ratio=waited / max(window.seconds(), 1e-9),
-        )
+        if self._machines.is_due():
+            self.event("machines", **self._machines.take())
+
+    def planned(self, plan: EpochPlan) -> None:
+        """Records how often the epoch draws an image that it draws at all, of the stream that repeats most."""
+        if self._collectives.is_main:
+            ratios = [len(stream.sample_ids) / _num_distinct(stream.sample_ids) for stream in plan.streams.values()]
+            self.event("plan", draws_per_image=max(ratios))
 
     def clustering(self, previous: Clustering | None, current: Clustering, labels: np.ndarray | None) -> None:
         """Records the balance of a new clustering, a head at a time."""
@@ -187,6 +212,7 @@ class Journal:
             values["heldout_loss"] = heldout_loss
         if epoch.figures:
             values["figures"] = epoch.mean(epoch.figures)
+        self.event("machines", **self._machines.take())
         self._record("epoch", **values)
         num_steps = epoch.num_steps + epoch.num_earlier_steps
         collapsing = (
@@ -234,6 +260,10 @@ def _balance(
     )
 
 
+def _num_distinct(sample_ids: np.ndarray) -> int:
+    return int(np.count_nonzero(np.bincount(sample_ids.ravel())))
+
+
 def _total(losses: dict[str, float]) -> float | None:
     return sum(losses.values()) if losses else None
 
@@ -249,12 +279,18 @@ class _Window:
         self.num_earlier_steps = 0  # of the epoch, before this attempt; no speed is theirs
         self.waited = 0.0
         self.learning_rate = 0.0
+        self.gradients = torch.zeros(3)  # sum of norms, updates, and those among them with a norm that is not finite
         self._began: float | None = None
 
     def begin(self, now: float) -> None:
         """The first step's beginning counts: saving and clustering before it are no training."""
         if self._began is None:
             self._began = now
+
+    def add_gradient(self, norm: torch.Tensor) -> None:
+        """Counts an update, without waiting for the device."""
+        one = torch.ones_like(norm)
+        self.gradients = self.gradients.to(norm) + torch.stack([norm, one, ~norm.isfinite() * one])
 
     def add(self, losses: dict[str, float], figures: dict[str, float], window: _Window, waited: float) -> None:
         """Takes over a window's means."""

@@ -78,6 +78,7 @@ class Trainer:
             "stage_begin",
             num_epochs=self.num_epochs,
             until_step=self.progress.step + max(0, steps_left),
+            step_in_stage=self.progress.step_in_stage,
             samples_per_step=self.batch_size,
         )
         if self.decodability.undecodable is None and self.clustering_step is None:
@@ -95,6 +96,7 @@ class Trainer:
             self.adopt(clustering, pca, epoch)
         self.assign_heldout()
         plan = self.method.plan_epoch(epoch, self.decodability.usable(len(self.source)), self.adopted.clustering)
+        self.journal.planned(plan)
         with self.journal.phase("train"):
             for microbatches, seeds in self.load_steps(plan, epoch):
                 sums, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage)

@@ -93,6 +93,7 @@ class StepSums:
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     figures: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradient_norm: torch.Tensor | None = None  # L2, of the step's gradients, the same on every rank; no sum
 
     def add(self, losses: dict[str, torch.Tensor], figures: dict[str, torch.Tensor], num_microbatches: int) -> None:
         """Adds means over so many microbatches."""
@@ -146,6 +147,10 @@ class TrainingStep:
         self.method.train()
         sums = StepSums()
         kept = (self._coupled if self.method.couples_samples else self._one_by_one)(microbatches, seeds, sums)
+        if sums.losses:
+            sums.gradient_norm = nn.utils.get_total_norm(
+                parameter.grad for parameter in self.method.parameters() if parameter.grad is not None
+            )
         learning_rate = self.optimizer.step(step_in_stage, skip=not sums.losses)
         self._statistics.finish_step(self._num_microbatches, self._collectives)
         with torch.no_grad():

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dcdist.metrics.contingency import Contingency, IntArray, contingency
 from dcdist.metrics.partition_scores import entropy, nmi, nmi_of
 
+HISTOGRAM_BOUNDS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0)  # multiples of the mean size
+
 
 def cluster_sizes(assignments: IntArray, num_clusters: int) -> NDArray[np.int64]:
     """How many samples each of the K clusters has, empty ones included."""
@@ -38,6 +40,16 @@ def size_max_ratio(sizes: NDArray[np.int64]) -> float:
     """The largest cluster's share of the samples."""
     total = int(sizes.sum())
     return int(sizes.max()) / total if total else float("nan")
+
+
+def size_histogram(sizes: NDArray[np.int64]) -> dict[str, int]:
+    """How many clusters have at most so many times the mean size N / K, and more than the bound before.
+
+    The keys are HISTOGRAM_BOUNDS as text, the first of which, 0, counts empty clusters, and "inf".
+    """
+    bounds = np.array(HISTOGRAM_BOUNDS) * (sizes.sum() / len(sizes))
+    counts = np.bincount(np.searchsorted(bounds, sizes), minlength=len(bounds) + 1)
+    return {f"{bound:g}": int(count) for bound, count in zip((*HISTOGRAM_BOUNDS, math.inf), counts, strict=True)}
 
 
 def changed_ratio(previous: IntArray, current: IntArray) -> float:
@@ -110,6 +122,7 @@ def clustering_record(
         "size_entropy_ratio": size_entropy_ratio(sizes),
         "imbalance_factor": imbalance_factor(sizes),
         "size_max_ratio": size_max_ratio(sizes),
+        "size_histogram": size_histogram(sizes),
     }
     if previous_assignments is not None:
         table = contingency(previous_assignments, assignments)

@@ -26,8 +26,8 @@ class Heartbeat:
     """A sink that keeps the newest position. On a local path each step is in the file at once; behind a URL the file
     is written each minute and at commits.
 
-    {"time": when it was written, "progressed": when the last record or step came, "stage", "phase", "epoch",
-    "num_epochs", "step", "until_step", "samples_per_step", "loss", "samples_per_second"}
+    {"time": when it was written, "progressed": when the run last passed a boundary or wrote a record, "stage", "phase",
+    "epoch", "num_epochs", "step", "until_step", "samples_per_step", "loss", "samples_per_second"}
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
@@ -47,11 +47,15 @@ class Heartbeat:
             self._values.update({name: record[name] for name in (*_KEPT, *names)}, progressed=time.time())
             self._write_locally()
 
-    def beat(self, epoch: int, step: int) -> None:
-        """A step is done."""
+    def step_done(self, epoch: int, step: int, _seconds: float, /) -> None:
         with self._lock:
             self._values.update(epoch=epoch, step=step, progressed=time.time())
             self._write_locally()
+
+    def progressed(self) -> None:
+        """The next beat says so."""
+        with self._lock:
+            self._values["progressed"] = time.time()
 
     def sync(self) -> None:
         """Stores the position behind a URL too; a storage that fails for now is tried again."""

@@ -1,162 +1,349 @@
-"""The newest figures of a run for Prometheus, served by rank 0.
+"""A run's figures as Prometheus metrics; docs/metrics.md says what each means.
 
-Labels are run, stage, method, and head, phase or loss where a metric has several; never rank, epoch or cluster, whose
-values would make new series for ever.
+Labels are run, stage, method, and where a metric has several values head, phase, reason, loss, figure or node; never
+rank, epoch or cluster, whose values would make new series for ever.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeHistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dcdist.metrics.prometheus_endpoint import REFRESH_EVERY_SECONDS
 
 logger = logging.getLogger(__name__)
 
-_LABELS = ("run", "stage", "method")
+_STAGE = ("run", "stage", "method")
 
-# name in a record -> metric, its help
-_STEP_GAUGES = {
+# What a record of a kind holds -> its metric, and what that says. The values are gauges that a stage takes along.
+_OF_STEPS = {
     "learning_rate": ("dcdist_learning_rate", "Learning rate of the newest step"),
-    "samples_per_second": ("dcdist_samples_per_second", "Training samples a second, over all processes"),
-    "data_wait_ratio": ("dcdist_data_wait_ratio", "Share of the training time spent waiting for data"),
+    "gradient_norm": ("dcdist_gradient_norm", "L2 norm of the gradients, mean over the steps of the newest record"),
 }
-_CLUSTERING_GAUGES = {
-    "num_clusters": ("dcdist_clusters", "Number of clusters"),
-    "num_empty_repaired": ("dcdist_clusters_empty_repaired", "Clusters refilled in the newest clustering"),
-    "objective": ("dcdist_clustering_objective", "Mean squared distance of a sample to its centroid"),
+_OF_CLUSTERINGS = {
+    "num_clusters": ("dcdist_clusters", "Number of clusters K"),
+    "num_empty_repaired": ("dcdist_clusters_refilled", "Empty clusters that the newest clustering refilled"),
+    "objective": ("dcdist_clustering_objective", "Mean squared distance of an image's row to its centroid"),
+    "iterations": ("dcdist_clustering_iterations", "Iterations of the clusterer"),
     "size_entropy_ratio": ("dcdist_cluster_size_entropy_ratio", "Entropy of the cluster sizes / log K; 1 is balanced"),
     "imbalance_factor": ("dcdist_cluster_imbalance_factor", "K * sum n^2 / N^2; 1 is balanced"),
-    "size_max_ratio": ("dcdist_cluster_size_max_ratio", "Share of the samples that the largest cluster holds"),
+    "size_max_ratio": ("dcdist_cluster_size_max_ratio", "Share of the images that the largest cluster holds"),
     "nmi_previous": ("dcdist_assignment_nmi_ratio", "NMI with the clustering before"),
-    "changed_ratio": ("dcdist_assignment_changed_ratio", "Share of samples that left their matched cluster"),
+    "changed_ratio": ("dcdist_assignment_changed_ratio", "Share of images that left their matched cluster"),
+    "nmi_targets": ("dcdist_label_nmi_ratio", "NMI with the labels, which serve this figure alone"),
 }
+_OF_MACHINES = {
+    "processes": ("dcdist_processes", "Training processes on the machine"),
+    "memory_bytes": ("dcdist_memory_bytes", "Resident memory of the machine's processes of this run"),
+    "gpu_memory_bytes": ("dcdist_gpu_memory_bytes", "Most memory that torch has held on the machine's GPUs"),
+}
+_STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
+
+
+class Outlet(Protocol):
+    """Where others find the metrics: prometheus_endpoint has some."""
+
+    def refresh(self) -> None:
+        """Called every REFRESH_EVERY_SECONDS."""
+        ...
+
+    def last_look(self) -> None:
+        """Returns when the figures as they are now have been seen, or enough time has passed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run's metrics say of it."""
+
+    run: str
+    methods: Mapping[str, str]  # of each stage
+    version: str  # of dcdist
+    launcher: str
+    job: str  # its name there
+    checkpoint_seconds: float | None  # between checkpoints, where time decides
 
 
 class PrometheusSink:
-    """Keeps the newest values and serves them at http://address:port/metrics.
-
-    The event "stage_begin" (step, samples_per_step) says where counting begins, "checkpoint" that one was committed.
-    A port that is taken is a warning: the run goes on without the endpoint, and `port` is None.
+    """Keeps the newest figures, and the outlets that show them.
 
     Args:
-        port: to serve at; 0 takes a free one.
-        address: to bind, for example "127.0.0.1" or "0.0.0.0".
-        run: name of the run, a label.
-        methods: stage -> method, a label.
-        version: of dcdist.
+        identity: of the run.
+        open_outlets: makes them of the registry that has the metrics.
     """
 
-    def __init__(self, port: int, address: str, run: str, methods: Mapping[str, str], version: str) -> None:
-        self._run = run
-        self._methods = methods
+    def __init__(self, identity: Identity, open_outlets: Callable[[CollectorRegistry], Sequence[Outlet]]) -> None:
+        self._identity = identity
+        self._registry = CollectorRegistry()
         self._stage = ""
         self._samples_per_step = 0
-        self._counted_step = 0  # of the run; set where this process begins a stage
-        self._registry = CollectorRegistry()
-        self._samples = self._counter("dcdist_samples", "Samples trained on since this process began")
-        self._steps = self._counter("dcdist_steps", "Steps trained since this process began")
-        self._epoch = self._gauge("dcdist_epoch", "Epoch of the stage, from 0")
-        self._current_step = self._gauge("dcdist_step", "Steps of the run that are done")
-        self._loss = self._gauge("dcdist_loss", "Newest value of each loss, their sum as total", "loss")
-        self._phase = self._gauge("dcdist_phase_duration_seconds", "How long each phase took last", "phase")
-        self._step_gauges = {name: self._gauge(*metric) for name, metric in _STEP_GAUGES.items()}
-        self._clustering_gauges = {name: self._gauge(*metric, "head") for name, metric in _CLUSTERING_GAUGES.items()}
-        self._stage_gauges = (
-            *(self._epoch, self._current_step, self._loss, self._phase),
-            *self._step_gauges.values(),
-            *self._clustering_gauges.values(),
-        )
-        self._last_commit = self._run_gauge(
-            "dcdist_checkpoint_last_commit_timestamp_seconds", "When the newest checkpoint was committed"
-        )
-        self._first_step = self._run_gauge(
-            "dcdist_start_to_first_step_seconds", "From the start of the job to the end of its first step"
-        )
-        self._repeated = self._run_gauge(
-            "dcdist_resume_repeated_steps", "Training steps of the attempt before that this one does again"
-        )
-        self._attempt = self._run_gauge("dcdist_attempt", "Number of this start of the run, from 1")
-        Gauge("dcdist_build_info", "Always 1", ("run", "version"), registry=self._registry).labels(run, version).set(1)
-        self.port: int | None = None
-        self._server: Any = None
-        try:
-            self._server, self._thread = start_http_server(port, address, self._registry)
-            self.port = self._server.server_port
-        except OSError as error:
-            logger.warning(
-                "no Prometheus endpoint at %s:%d (%s): the run goes on without; "
-                "metrics.prometheus_port=0 takes a free port",
-                address,
-                port,
-                error,
-            )
+        self._first_step = 0  # of the stage, among the run's steps
+        self._awaits_last_look = False
+        self._of_run()
+        self._of_stage()
+        self._outlets = list(open_outlets(self._registry))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="dcdist-prometheus", daemon=True)
+        self._thread.start()
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, _LABELS, registry=self._registry)
+    def _of_run(self) -> None:
+        identity = self._identity
+        self._gauge("dcdist_build_info", "Always 1", ("run", "version")).labels(identity.run, identity.version).set(1)
+        info = self._gauge("dcdist_job_info", "Always 1; who started this attempt", ("run", "launcher", "job"))
+        info.labels(identity.run, identity.launcher, identity.job).set(1)
+        self._finished = self._run_gauge("dcdist_finished", "1 once the run is done or was stopped on request")
+        self._finished.set(0)
+        self._progressed_at = self._run_gauge(
+            "dcdist_progress_timestamp_seconds", "When the run last passed a step, a feature batch or an iteration"
+        )
+        self._progressed_at.set_to_current_time()
+        self._restarts = self._run_gauge("dcdist_restarts", "Starts of the run after the first")
+        self._preemptions = self._gauge(
+            "dcdist_preemptions", "Earlier attempts by why they ended before the run did", ("run", "reason")
+        )
+        self._repeated = self._run_gauge("dcdist_repeated_steps", "Training steps that restarts did again, in all")
+        self._first_step_after = self._gauge(
+            "dcdist_start_to_first_step_seconds", "From the start of the job to the end of its first step", ("run",)
+        )
+        self._checkpoints = self._counter("dcdist_checkpoints", "Checkpoints committed", ("run",)).labels(identity.run)
+        self._checkpoint_seconds = self._gauge(
+            "dcdist_checkpoint_duration_seconds", "How long the newest checkpoint took", ("run",)
+        )
+        self._committed_at = self._run_gauge(
+            "dcdist_checkpoint_last_commit_timestamp_seconds",
+            "When this attempt committed its newest checkpoint; before the first, when it began",
+        )
+        self._committed_at.set_to_current_time()
+        if identity.checkpoint_seconds is not None:
+            interval = self._run_gauge("dcdist_checkpoint_interval_seconds", "checkpoint.every_seconds")
+            interval.set(identity.checkpoint_seconds)
+        self._machines = {name: self._gauge(*metric, ("run", "node")) for name, metric in _OF_MACHINES.items()}
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, (*_LABELS, *labels), registry=self._registry)
+    def _of_stage(self) -> None:
+        self._steps = self._counter("dcdist_steps", "Training steps since this process began")
+        self._samples = self._counter("dcdist_samples", "Images trained on since this process began")
+        self._epochs = self._counter("dcdist_epochs", "Epochs finished since this process began")
+        self._clusterings = self._counter("dcdist_clusterings", "Clusterings since this process began")
+        self._collapses = self._counter("dcdist_collapse_warnings", "Times that the run itself warned of a collapse")
+        self._nonfinite = self._counter("dcdist_nonfinite_steps", "Steps with a loss or gradient that is not finite")
+        self._waited = self._counter(
+            "dcdist_data_wait_seconds",
+            "Time that training steps waited for images, mean over the machine's processes",
+            (*_STAGE, "node"),
+        )
+        self._step_seconds = Histogram(
+            "dcdist_step_duration_seconds",
+            "Time of a step, waiting for its images included",
+            _STAGE,
+            buckets=_STEP_SECONDS,
+            registry=self._registry,
+        )
+        self._progress_steps = self._gauge("dcdist_progress_steps", "Steps of the stage that are done, over restarts")
+        self._progress_samples = self._gauge("dcdist_progress_samples", "Images that these steps trained on")
+        self._progress_epochs = self._gauge("dcdist_progress_epochs", "Epochs of the stage that are done")
+        self._target_steps = self._gauge("dcdist_target_steps", "Steps that the stage will have")
+        self._target_epochs = self._gauge("dcdist_target_epochs", "Epochs that the stage will have")
+        self._phase_seconds = self._gauge(
+            "dcdist_phase_duration_seconds", "How long each phase took last", (*_STAGE, "phase")
+        )
+        self._phase = self._gauge("dcdist_phase_info", "Always 1; the phase that the run is in", (*_STAGE, "phase"))
+        self._loss = self._gauge(
+            "dcdist_loss",
+            "Newest mean of each loss; their sum is total, that of images kept out heldout",
+            (*_STAGE, "loss"),
+        )
+        self._figure = self._gauge("dcdist_figure", "Newest mean of what else the method reports", (*_STAGE, "figure"))
+        self._draws = self._gauge("dcdist_sampler_draws_per_image", "Images that an epoch draws / distinct ones")
+        self._step_figures = {name: self._gauge(*metric) for name, metric in _OF_STEPS.items()}
+        self._cluster_figures = {
+            name: self._gauge(*metric, (*_STAGE, "head")) for name, metric in _OF_CLUSTERINGS.items()
+        }
+        self._sizes = _SizeHistogram()
+        self._registry.register(self._sizes)
+        self._cleared: list[Gauge | _SizeHistogram] = [
+            *(self._progress_steps, self._progress_samples, self._progress_epochs, self._target_steps),
+            *(self._target_epochs, self._phase_seconds, self._phase, self._loss, self._figure, self._draws),
+            *self._step_figures.values(),
+            *self._cluster_figures.values(),
+            self._sizes,
+        ]
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = _STAGE) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = _STAGE) -> Gauge:
+        return Gauge(name, text, labels, registry=self._registry)
 
     def _run_gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("run",), registry=self._registry)
+        """A gauge of the whole run, shown from the start."""
+        return self._gauge(name, text, ("run",)).labels(self._identity.run)
+
+    @property
+    def _labels(self) -> tuple[str, str, str]:
+        return self._identity.run, self._stage, self._identity.methods[self._stage]
 
     def write(self, record: Mapping[str, Any]) -> None:
+        self.progressed()
         if record["kind"] == "event":
-            self._write_event(record)
-        if record["stage"] not in self._methods:
+            self._write_run_event(record)
+        if record["stage"] not in self._identity.methods:
             return  # before the first stage
         if record["stage"] != self._stage:
             self._begin_stage(record["stage"])
-        labels = (self._run, self._stage, self._methods[self._stage])
-        self._epoch.labels(*labels).set(record["epoch"])
-        self._current_step.labels(*labels).set(record["step"])
-        if record["kind"] == "event" and record["event"] == "stage_begin":
-            self._counted_step, self._samples_per_step = record["step"], record["samples_per_step"]
-        for phase, seconds in record.get("seconds", {}).items():
-            self._phase.labels(*labels, phase).set(seconds)
+        for phase, seconds in record.get("seconds", {}).items() if record["kind"] != "event" else ():
+            self._phase_seconds.labels(*self._labels, phase).set(seconds)
         for loss, value in _losses(record):
-            self._loss.labels(*labels, loss).set(value)
-        if record["kind"] == "step":
-            self._count(record["step"], labels)
-            for name, gauge in self._step_gauges.items():
-                gauge.labels(*labels).set(record[name])
+            self._loss.labels(*self._labels, loss).set(value)
+        if record["kind"] == "event":
+            self._write_stage_event(record)
+        elif record["kind"] == "step":
+            self._write_step(record)
         elif record["kind"] == "clustering":
-            for name in self._clustering_gauges.keys() & record.keys():
-                self._clustering_gauges[name].labels(*labels, record["head"]).set(record[name])
+            self._write_clustering(record)
+        elif record["kind"] == "epoch":
+            self._epochs.labels(*self._labels).inc()
+            self._progress_epochs.labels(*self._labels).set(record["epoch"] + 1)
 
-    def _write_event(self, record: Mapping[str, Any]) -> None:
+    def _write_run_event(self, record: Mapping[str, Any]) -> None:
         """What belongs to the whole run."""
-        if record["event"] == "checkpoint":
-            self._last_commit.labels(self._run).set(record["time"])
-        elif record["event"] == "first_step":
-            self._first_step.labels(self._run).set(record["seconds_from_start"])
-        elif record["event"] == "start":
-            self._attempt.labels(self._run).set(record["attempt"])
-            self._repeated.labels(self._run).set(record["repeated_steps"])
+        run = self._identity.run
+        match record["event"]:
+            case "start":
+                self._restarts.set(record["attempt"] - 1)
+                self._repeated.set(record["repeated_steps_in_all"])
+                for reason, count in record["preemptions"].items():
+                    self._preemptions.labels(run, reason).set(count)
+            case "first_step":
+                self._first_step_after.labels(run).set(record["seconds_from_start"])
+            case "checkpoint":
+                self._checkpoints.inc()
+                self._checkpoint_seconds.labels(run).set(record["seconds"])
+                self._committed_at.set(record["time"])
+            case "machines":
+                for name in self._machines.keys() & record.keys():
+                    for node, value in record[name].items():
+                        self._machines[name].labels(run, node).set(value)
+            case "end":
+                self._finished.set(int(record["finished"]))
+                self._awaits_last_look = not record["goes_on"]
+
+    def _write_stage_event(self, record: Mapping[str, Any]) -> None:
+        labels = self._labels
+        match record["event"]:
+            case "stage_begin":
+                self._samples_per_step = record["samples_per_step"]
+                self._first_step = record["step"] - record["step_in_stage"]
+                self._target_epochs.labels(*labels).set(record["num_epochs"])
+                self._target_steps.labels(*labels).set(record["until_step"] - self._first_step)
+                self._progress_epochs.labels(*labels).set(record["epoch"])
+                self._set_step(record["step"])
+            case "phase":
+                self._phase.clear()
+                self._phase.labels(*labels, record["phase"]).set(1)
+            case "plan":
+                self._draws.labels(*labels).set(record["draws_per_image"])
+            case "machines":
+                for node, seconds in record["data_wait_seconds"].items():
+                    self._waited.labels(*labels, node).inc(seconds)
+            case "collapse":
+                self._collapses.labels(*labels).inc()
+
+    def _write_step(self, record: Mapping[str, Any]) -> None:
+        self._nonfinite.labels(*self._labels).inc(record["nonfinite_steps"])
+        for name in self._step_figures.keys() & record.keys():
+            self._step_figures[name].labels(*self._labels).set(record[name])
+        for name, value in record.get("figures", {}).items():
+            self._figure.labels(*self._labels, name).set(value)
+
+    def _write_clustering(self, record: Mapping[str, Any]) -> None:
+        head = str(record["head"])
+        if record["head"] == 0:
+            self._clusterings.labels(*self._labels).inc()
+        for name in self._cluster_figures.keys() & record.keys():
+            self._cluster_figures[name].labels(*self._labels, head).set(record[name])
+        self._sizes.set((*self._labels, head), record["size_histogram"])
 
     def _begin_stage(self, stage: str) -> None:
-        """Values of a stage that is over would look like those of a run that stands still."""
+        """Gauges of a stage that is over would look like those of a run that stands still; counters begin at 0."""
         self._stage = stage
-        for gauge in self._stage_gauges:
-            gauge.clear()
+        for metric in self._cleared:
+            metric.clear()
+        counters = (self._steps, self._samples, self._epochs, self._clusterings, self._collapses, self._nonfinite)
+        for counter in counters:
+            counter.labels(*self._labels)
 
-    def _count(self, step: int, labels: tuple[str, ...]) -> None:
-        new_steps = step - self._counted_step
-        self._counted_step = step
-        self._steps.labels(*labels).inc(new_steps)
-        self._samples.labels(*labels).inc(new_steps * self._samples_per_step)
+    def _set_step(self, step: int) -> None:
+        done = step - self._first_step
+        self._progress_steps.labels(*self._labels).set(done)
+        self._progress_samples.labels(*self._labels).set(done * self._samples_per_step)
+
+    def step_done(self, _epoch: int, step: int, seconds: float, /) -> None:
+        self._steps.labels(*self._labels).inc()
+        self._samples.labels(*self._labels).inc(self._samples_per_step)
+        self._step_seconds.labels(*self._labels).observe(seconds)
+        self._set_step(step)
+        self.progressed()
+
+    def progressed(self) -> None:
+        self._progressed_at.set_to_current_time()
 
     def sync(self) -> None:
         """Nothing is stored."""
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = None
+        """Where the run does not go on elsewhere, its last figures are shown until they have been seen."""
+        self._closed.set()
+        self._thread.join()
+        if self._awaits_last_look:
+            for outlet in self._outlets:
+                outlet.last_look()
+        for outlet in self._outlets:
+            outlet.close()
+        self._outlets = []
+
+    def _refresh(self) -> None:
+        while not self._closed.wait(REFRESH_EVERY_SECONDS):
+            for outlet in self._outlets:
+                try:
+                    outlet.refresh()
+                except OSError as error:  # tried again soon
+                    logger.warning("metrics for Prometheus cannot be written for now: %s", error)
+
+
+class _SizeHistogram(Collector):
+    """Sizes of the newest clusterings. The client's own histograms add up over time; these are snapshots."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+
+    def set(self, labels: tuple[str, ...], histogram: Mapping[str, int]) -> None:
+        """Takes `size_histogram` of a clustering record, which does not add up."""
+        bounds = [f"{float(bound)}".replace("inf", "+Inf") for bound in histogram]
+        self._buckets[labels] = list(zip(bounds, accumulate(histogram.values()), strict=True))
+
+    def clear(self) -> None:
+        self._buckets = {}
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeHistogramMetricFamily(
+            "dcdist_cluster_size_ratio",
+            "Sizes of the K clusters as multiples of the mean size N / K",
+            labels=(*_STAGE, "head"),
+        )
+        for labels, buckets in tuple(self._buckets.items()):
+            (_, num_clusters) = buckets[-1]
+            family.add_metric(labels, buckets, gsum_value=num_clusters)  # ratios to their mean add up to K
+        yield family
 
 
 def _losses(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
-
-from dcdist.metrics.heartbeat import Heartbeat
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +32,22 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class Follower(Sink, Protocol):
+    """A sink that also hears of what is too frequent for records."""
+
+    def step_done(self, epoch: int, step: int, seconds: float, /) -> None:
+        """A step of the run is done, after so many seconds, waiting for its images included."""
+        ...
+
+    def progressed(self) -> None:
+        """The run has passed a step, a batch of features or an iteration of a clustering."""
+        ...
+
+
+SinkType = TypeVar("SinkType", bound=Sink)
+
+
 class Recorder:
     """Hands records to its sinks; ranks other than 0 have none.
 
@@ -41,15 +55,12 @@ class Recorder:
 
     Args:
         sinks: where records go.
-        heartbeat: one of them, which hears of every step.
         started_at: when the job began (unix seconds), for the time to its first step; None where nobody asks.
     """
 
-    def __init__(
-        self, sinks: Sequence[Sink], heartbeat: Heartbeat | None = None, started_at: float | None = None
-    ) -> None:
+    def __init__(self, sinks: Sequence[Sink], started_at: float | None = None) -> None:
         self._sinks = list(sinks)
-        self._heartbeat = heartbeat
+        self._followers = [sink for sink in sinks if isinstance(sink, Follower)]
         self._started_at = started_at
 
     def record(self, kind: Kind, stage: str, epoch: int, step: int, **values: Any) -> None:
@@ -63,33 +74,36 @@ class Recorder:
             values: the figures, by name.
         """
         record = {"kind": kind, "stage": stage, "epoch": epoch, "step": step, "time": time.time(), **values}
-        self._each(lambda sink: sink.write(record))
+        self._each(self._sinks, lambda sink: sink.write(record))
 
-    def step_done(self, stage: str, epoch: int, step: int) -> None:
-        """Called after every step, of which few become records."""
+    def step_done(self, stage: str, epoch: int, step: int, seconds: float) -> None:
+        """Called after every step, of which few become records; `seconds` is how long it took."""
         if self._started_at is not None:
-            seconds, self._started_at = time.time() - self._started_at, None
-            self.record("event", stage, epoch, step, event="first_step", seconds_from_start=seconds)
-        if self._heartbeat in self._sinks:
-            assert self._heartbeat is not None
-            self._heartbeat.beat(epoch, step)
+            from_start, self._started_at = time.time() - self._started_at, None
+            self.record("event", stage, epoch, step, event="first_step", seconds_from_start=from_start)
+        self._each(self._followers, lambda follower: follower.step_done(epoch, step, seconds))
+
+    def progressed(self) -> None:
+        """Called at every boundary: after a step, a batch of features, an iteration of a clustering."""
+        self._each(self._followers, lambda follower: follower.progressed())
 
     def sync(self) -> None:
         """Returns when the sinks have stored all records; called at commits."""
-        self._each(lambda sink: sink.sync())
+        self._each(self._sinks, lambda sink: sink.sync())
 
     def close(self) -> None:
         """Closes every sink; further records go nowhere."""
-        self._each(lambda sink: sink.close())
-        self._sinks = []
+        self._each(self._sinks, lambda sink: sink.close())
+        self._sinks, self._followers = [], []
 
-    def _each(self, action: Callable[[Sink], None]) -> None:
-        for sink in tuple(self._sinks):
+    def _each(self, sinks: Sequence[SinkType], action: Callable[[SinkType], None]) -> None:
+        for sink in tuple(sinks):
             try:
                 action(sink)
             except Exception as error:
                 name = type(sink).__name__
                 logger.warning("%s is left out from now on: %s: %s", name, type(error).__name__, error)
                 self._sinks.remove(sink)
+                self._followers = [follower for follower in self._followers if follower is not sink]
                 with contextlib.suppress(Exception):
                     sink.close()

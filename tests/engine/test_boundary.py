@@ -50,8 +50,8 @@ TABLE: list[tuple[str | None, Request, tuple[Any, ...], tuple[Any, ...], tuple[A
     ("SIGTERM", Request.NONE, ("Preempted", 1, 75), ("Preempted", 1, 75), ("Preempted", 0, 75)),
     (None, Request.STOP, ("StopRequested", 1, 3), ("StopRequested", 1, 3), ("StopRequested", 0, 3)),
     ("SIGTERM", Request.STOP, ("StopRequested", 1, 3), ("StopRequested", 1, 3), ("StopRequested", 0, 3)),
-    (None, Request.YIELD, ("StopRequested", 0, 3), ("StopRequested", 0, 3), ("StopRequested", 0, 3)),
-    ("SIGUSR2", Request.YIELD, ("StopRequested", 0, 3), ("StopRequested", 0, 3), ("StopRequested", 0, 3)),
+    (None, Request.YIELD, ("Superseded", 0, 3), ("Superseded", 0, 3), ("Superseded", 0, 3)),
+    ("SIGUSR2", Request.YIELD, ("Superseded", 0, 3), ("Superseded", 0, 3), ("Superseded", 0, 3)),
 ]
 
 
@@ -63,6 +63,14 @@ def test_what_a_boundary_does(
     assert outcome(at, 3) == not_due
     assert outcome(at, 4) == due
     assert outcome(at, None) == between
+
+
+def test_every_boundary_that_all_have_come_to_is_a_sign_of_progress() -> None:
+    passed: list[bool] = []
+    at = Boundary(Collectives(), SignalFlag(), SaveClock(None, None), None, lambda: passed.append(True))
+    at.between_steps()
+    at.at_step(3, lambda: None)
+    assert len(passed) == 2
 
 
 def test_messages_name_the_signal_or_who_asked() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -15,20 +16,23 @@ from dcdist.clustering.types import Clustering, HeadClustering
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.collapse import CollapseWatch
 from dcdist.engine.journal import Journal
+from dcdist.engine.machines import Machines
 from dcdist.engine.state import Progress
 from dcdist.engine.training_step import StepSums
 from dcdist.errors import RunError
+from dcdist.methods.base import EpochPlan, Stream
 from dcdist.metrics.recorder import Recorder
 
 
 class Kept:
-    """A sink that keeps what is written."""
+    """A sink that keeps what is written, of machines apart from the rest."""
 
     def __init__(self) -> None:
         self.records: list[Mapping[str, Any]] = []
+        self.machines: list[Mapping[str, Any]] = []
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self.records.append(record)
+        (self.machines if record.get("event") == "machines" else self.records).append(record)
 
     def sync(self) -> None:
         pass
@@ -59,7 +63,8 @@ def journal(kept: Kept, every_num_steps: int = 2, stop_at_collapse: bool = False
     progress = Progress()
     progress.begin_stage("main")
     watch = CollapseWatch(lambda: {"clusters": math.log(10)}, "patience")
-    log = Journal(Recorder([kept]), Collectives(), progress, 60, 3, every_num_steps, watch, stop_at_collapse)
+    machines = Machines(Collectives(), torch.device("cpu"), "n1")
+    log = Journal(Recorder([kept]), Collectives(), progress, 60, 3, every_num_steps, watch, machines, stop_at_collapse)
     return log, progress
 
 
@@ -115,7 +120,71 @@ def test_a_loss_that_is_not_finite_names_the_steps(loss: float, kept: Kept, cloc
         RunError, match=r"the loss is not finite .* in steps 1 to 2 of the run.*lower train\.learning_rate"
     ):
         log.flush()
-    assert kept.records == []
+    (record,) = kept.records
+    assert record["nonfinite_steps"] == 1, "who watches learns why the run ended"
+
+
+def test_gradients_are_counted_and_their_norms_averaged(kept: Kept) -> None:
+    log, progress = journal(kept, every_num_steps=10)
+    for norm in (2.0, None, 4.0):  # None: a step that had nothing to learn from
+        progress.advance_step()
+        losses = {} if norm is None else {"clusters": torch.tensor(3.0)}
+        log.step(StepSums(losses, {}, None if norm is None else torch.tensor(norm)), 0.5)
+    log.flush()
+    assert (kept.records[0]["gradient_norm"], kept.records[0]["nonfinite_steps"]) == (3.0, 0)
+    for norm in (math.inf, 1.0, math.nan):
+        progress.advance_step()
+        log.step(StepSums({"clusters": torch.tensor(3.0)}, {}, torch.tensor(norm)), 0.5)
+    log.flush()
+    assert math.isnan(kept.records[1]["gradient_norm"])
+    assert kept.records[1]["nonfinite_steps"] == 2
+    progress.advance_step()
+    log.step(StepSums({}, {}), 0.5)
+    log.flush()
+    assert "gradient_norm" not in kept.records[2]
+
+
+def test_an_epoch_ends_with_what_the_machines_used(kept: Kept, clock: Clock) -> None:
+    log, progress = journal(kept)
+    for _ in range(3):
+        one_step(log, progress, clock, waited=0.5, computed=1.5, loss=3.0)
+    log.epoch(heldout_loss=None)
+    one_step(log, progress, clock, waited=0.25, computed=1.5, loss=3.0)
+    log.epoch(heldout_loss=None)
+    first, second = kept.machines
+    assert (first["processes"], first["data_wait_seconds"]) == ({"n1": 1}, {"n1": 1.5})
+    assert second["data_wait_seconds"] == {"n1": 0.25}, "since the last record"
+    rss = psutil.Process().memory_info().rss
+    assert 0.5 * rss < first["memory_bytes"]["n1"] < 64 * rss
+    assert "gpu_memory_bytes" not in first
+
+
+def test_every_step_is_timed_with_its_waiting(clock: Clock) -> None:
+    class Timed(Kept):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: list[tuple[int, int, float]] = []
+
+        def step_done(self, epoch: int, step: int, seconds: float, /) -> None:
+            self.steps.append((epoch, step, seconds))
+
+        def progressed(self) -> None: ...
+
+    timed = Timed()
+    log, progress = journal(timed)
+    one_step(log, progress, clock, waited=0.5, computed=1.5, loss=3.0)
+    clock.now += 50  # a checkpoint
+    one_step(log, progress, clock, waited=0.0, computed=3.0, loss=3.0)
+    assert timed.steps == [(0, 1, 2.0), (0, 2, 3.0)]
+
+
+def test_an_epoch_says_how_often_it_draws_an_image(kept: Kept) -> None:
+    log, _ = journal(kept)
+    repeats = Stream(np.array([7, 7, 2, 7, 2, 2]), None, ())
+    once = Stream(np.array([1, 2, 3, 4, 5, 6]), None, ())
+    log.planned(EpochPlan({"clusters": repeats, "jigsaw": once}, 3))
+    (record,) = kept.records
+    assert (record["event"], record["draws_per_image"]) == ("plan", 3.0)
 
 
 def unequal_clustering() -> Clustering:

@@ -15,6 +15,7 @@ from dcdist.metrics.cluster_metrics import (
     clustering_record,
     imbalance_factor,
     size_entropy_ratio,
+    size_histogram,
     size_max_ratio,
 )
 
@@ -118,8 +119,35 @@ def test_record_of_a_first_clustering_without_labels() -> None:
         "iterations": 20,
         "imbalance_factor": 4 * 6 / 16,
         "size_max_ratio": 0.5,
+        "size_histogram": {  # sizes 1, 2, 0, 1 around a mean of 1
+            "0": 1,
+            "0.125": 0,
+            "0.25": 0,
+            "0.5": 0,
+            "0.75": 0,
+            "1": 2,
+            "1.5": 0,
+            "2": 1,
+            "3": 0,
+            "4": 0,
+            "8": 0,
+            "16": 0,
+            "inf": 0,
+        },
         "seconds": {"cluster": 1.5},
     }
+
+
+def test_a_size_is_counted_under_the_least_bound_that_it_does_not_exceed() -> None:
+    sizes = np.array([10] * 16 + [0, 5, 6, 15, 16, 200, 3, 4, 1])  # 410 / 25: a mean of 16.4
+    histogram = size_histogram(sizes)
+    bounds = {name: float(name) for name in histogram}
+    below = 0
+    for name, bound in bounds.items():
+        assert histogram[name] == (sizes <= bound * 16.4).sum() - below, name
+        below += histogram[name]
+    assert below == 25
+    assert size_histogram(np.zeros(3, np.int64)) == {name: 3 * (name == "0") for name in histogram}
 
 
 def test_record_of_a_later_clustering_with_some_labels() -> None:

@@ -1,26 +1,74 @@
-"""What a Prometheus server would scrape."""
+"""What a Prometheus server would scrape, of hand-made records."""
 
 from __future__ import annotations
 
-import logging
-import socket
-import urllib.request
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dcdist.metrics.prometheus import PrometheusSink
+from dcdist.metrics.cluster_metrics import HISTOGRAM_BOUNDS
+from dcdist.metrics.prometheus import Identity, PrometheusSink
 
 METHODS = {"main": "deepcluster", "second": "scan"}
 
 
+class Outlet:
+    """Notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def refresh(self) -> None:
+        self.calls.append("refresh")
+
+    def last_look(self) -> None:
+        self.calls.append("last_look")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Watched:
+    """A sink with its registry and an outlet."""
+
+    def __init__(self, checkpoint_seconds: float | None = 600.0) -> None:
+        self.outlet = Outlet()
+        self.registry = CollectorRegistry()
+        identity = Identity("/runs/digits", METHODS, "0.1.0", "slurm", "4711", checkpoint_seconds)
+        self.sink = PrometheusSink(identity, self._open)
+
+    def _open(self, registry: CollectorRegistry) -> list[Outlet]:
+        self.registry = registry
+        return [self.outlet]
+
+    def write(self, *records: dict[str, Any]) -> None:
+        for one in records:
+            self.sink.write(one)
+
+    def values(self, stage: str = "main") -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """Name -> other labels than run, stage and method -> value; of a stage and of the run."""
+        values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        for family in text_string_to_metric_families(generate_latest(self.registry).decode()):
+            for sample in family.samples:
+                assert sample.labels["run"] == "/runs/digits"
+                assert {"rank", "epoch", "cluster"}.isdisjoint(sample.labels)
+                if sample.labels.get("stage", stage) != stage:
+                    continue
+                assert sample.labels.get("method", METHODS[stage]) == METHODS[stage]
+                own = tuple(item for item in sorted(sample.labels.items()) if item[0] not in ("run", "stage", "method"))
+                values.setdefault(sample.name, {})[own] = sample.value
+        return values
+
+
 @pytest.fixture
-def sink() -> Iterator[PrometheusSink]:
-    served = PrometheusSink(0, "127.0.0.1", "digits", METHODS, "0.1.0")
-    yield served
-    served.close()
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    yield made
+    made.sink.close()
 
 
 def record(kind: str, step: int, stage: str = "main", **values: Any) -> dict[str, Any]:
@@ -28,121 +76,183 @@ def record(kind: str, step: int, stage: str = "main", **values: Any) -> dict[str
 
 
 def step_record(step: int, **values: Any) -> dict[str, Any]:
-    figures = {"loss": 3.0, "losses": {"cluster": 3.0}, "learning_rate": 0.1}
-    return record("step", step, **figures, samples_per_second=50.0, data_wait_ratio=0.25, **values)
+    figures = {"loss": 3.0, "losses": {"cluster": 3.0}, "learning_rate": 0.1, "gradient_norm": 2.5}
+    return record("step", step, **{**figures, "nonfinite_steps": 0, **values})
 
 
-def scrape(sink: PrometheusSink) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """Name -> other labels than run, stage and method -> value."""
-    assert sink.port is not None
-    with urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            own = tuple(item for item in sorted(sample.labels.items()) if item[0] not in ("run", "stage", "method"))
-            values.setdefault(sample.name, {})[own] = sample.value
-            assert sample.labels["run"] == "digits"
-            assert sample.labels.get("stage", "main") == "main"
-            assert {"rank", "epoch", "cluster"}.isdisjoint(sample.labels)
-    return values
+def stage_begin(step: int, step_in_stage: int = 0, stage: str = "main", samples_per_step: int = 64) -> dict[str, Any]:
+    values = {"num_epochs": 9, "until_step": 900, "step_in_stage": step_in_stage, "samples_per_step": samples_per_step}
+    return record("event", step, stage, event="stage_begin", **values)
 
 
-def test_steps_and_samples_are_counted_from_where_the_process_began(sink: PrometheusSink) -> None:
-    sink.write(record("event", 0, stage="", event="start", attempt=2, repeated_steps=7))
-    sink.write(record("event", 100, event="stage_begin", num_epochs=9, until_step=900, samples_per_step=64))
-    sink.write(record("event", 101, event="first_step", seconds_from_start=4.5))
-    sink.write(step_record(110))
-    sink.write(step_record(125))
-    values = scrape(sink)
-    assert values["dcdist_attempt"] == {(): 2.0}
-    assert values["dcdist_resume_repeated_steps"] == {(): 7.0}
+def clustering(step: int, head: int = 0, **values: Any) -> dict[str, Any]:
+    figures = {"num_clusters": 50, "num_empty_repaired": 2, "objective": 0.5, "iterations": 20}
+    balance = {"size_entropy_ratio": 0.9, "imbalance_factor": 1.5, "size_max_ratio": 0.125}
+    histogram = {f"{bound:g}": 0 for bound in HISTOGRAM_BOUNDS} | {"0": 3, "0.5": 20, "1.5": 22, "inf": 5}
+    return record("clustering", step, head=head, **figures, **balance, size_histogram=histogram, **values)
+
+
+def test_progress_is_absolute_and_counters_are_of_this_process(watched: Watched) -> None:
+    preemptions = {"SIGTERM": 2, "killed": 1}
+    start = {"attempt": 4, "began_from": "step-00000100-train.0003", "repeated_steps": 7, "repeated_steps_in_all": 19}
+    watched.write(record("event", 100, event="start", preemptions=preemptions, **start), stage_begin(100, 60))
+    for step in (101, 102, 103):
+        watched.sink.step_done(2, step, 0.3 * (step - 100))
+    watched.write(record("event", 101, event="first_step", seconds_from_start=4.5), step_record(103))
+    values = watched.values()
+    assert values["dcdist_restarts"] == {(): 3.0}
+    assert values["dcdist_repeated_steps"] == {(): 19.0}
+    assert values["dcdist_preemptions"] == {(("reason", "SIGTERM"),): 2.0, (("reason", "killed"),): 1.0}
     assert values["dcdist_start_to_first_step_seconds"] == {(): 4.5}
-    assert values["dcdist_steps_total"] == {(): 25.0}
-    assert values["dcdist_samples_total"] == {(): 25.0 * 64}
-    assert values["dcdist_step"] == {(): 125.0}
-    assert values["dcdist_epoch"] == {(): 2.0}
+    assert values["dcdist_steps_total"] == {(): 3.0}
+    assert values["dcdist_samples_total"] == {(): 3.0 * 64}
+    assert values["dcdist_progress_steps"] == {(): 63.0}, "of the stage, which began at step 40"
+    assert values["dcdist_progress_samples"] == {(): 63.0 * 64}
+    assert values["dcdist_progress_epochs"] == {(): 2.0}
+    assert values["dcdist_target_steps"] == {(): 860.0}
+    assert values["dcdist_target_epochs"] == {(): 9.0}
+    assert values["dcdist_step_duration_seconds_count"] == {(): 3.0}
+    assert values["dcdist_step_duration_seconds_sum"][()] == pytest.approx(1.8)
+    buckets = values["dcdist_step_duration_seconds_bucket"]
+    assert [buckets[(("le", le),)] for le in ("0.25", "0.5", "1.0", "+Inf")] == [0.0, 1.0, 3.0, 3.0]
     assert values["dcdist_loss"] == {(("loss", "cluster"),): 3.0, (("loss", "total"),): 3.0}
-    assert values["dcdist_learning_rate"] == {(): 0.1}
-    assert values["dcdist_samples_per_second"] == {(): 50.0}
-    assert values["dcdist_data_wait_ratio"] == {(): 0.25}
+    assert (values["dcdist_learning_rate"], values["dcdist_gradient_norm"]) == ({(): 0.1}, {(): 2.5})
     assert values["dcdist_build_info"] == {(("version", "0.1.0"),): 1.0}
+    assert values["dcdist_job_info"] == {(("job", "4711"), ("launcher", "slurm")): 1.0}
 
 
-def test_a_clustering_by_head_and_phases(sink: PrometheusSink) -> None:
-    first = {"num_clusters": 50, "num_empty_repaired": 2, "objective": 0.5, "size_entropy_ratio": 0.9}
-    balance = {"imbalance_factor": 1.5, "size_max_ratio": 0.125, "iterations": 20}
-    sink.write(record("clustering", 0, head=0, **first, **balance, seconds={"features": 1.5}))
-    values = scrape(sink)
-    head = (("head", "0"),)
-    assert values["dcdist_clusters"] == {head: 50.0}
-    assert values["dcdist_clusters_empty_repaired"] == {head: 2.0}
-    assert values["dcdist_clustering_objective"] == {head: 0.5}
-    assert values["dcdist_cluster_size_entropy_ratio"] == {head: 0.9}
-    assert values["dcdist_cluster_imbalance_factor"] == {head: 1.5}
-    assert values["dcdist_cluster_size_max_ratio"] == {head: 0.125}
+def test_counters_are_there_before_anything_is_counted(watched: Watched) -> None:
+    watched.write(stage_begin(0))
+    values = watched.values()
+    for name in ("steps", "samples", "epochs", "clusterings", "collapse_warnings", "nonfinite_steps", "checkpoints"):
+        assert values[f"dcdist_{name}_total"] == {(): 0.0}, "else the first increase would be missed"
+    assert values["dcdist_finished"] == {(): 0.0}
+
+
+def test_steps_that_are_not_finite_are_counted(watched: Watched) -> None:
+    watched.write(stage_begin(0), step_record(10, nonfinite_steps=2), step_record(20, nonfinite_steps=1))
+    assert watched.values()["dcdist_nonfinite_steps_total"] == {(): 3.0}
+
+
+def test_a_clustering_by_head_and_phases(watched: Watched) -> None:
+    watched.write(clustering(0, seconds={"features": 1.5}), clustering(0, head=1, seconds={"features": 1.5}))
+    values = watched.values()
+    heads = [(("head", "0"),), (("head", "1"),)]
+    for name, value in {
+        "dcdist_clusters": 50.0,
+        "dcdist_clusters_refilled": 2.0,
+        "dcdist_clustering_objective": 0.5,
+        "dcdist_clustering_iterations": 20.0,
+        "dcdist_cluster_size_entropy_ratio": 0.9,
+        "dcdist_cluster_imbalance_factor": 1.5,
+        "dcdist_cluster_size_max_ratio": 0.125,
+    }.items():
+        assert values[name] == dict.fromkeys(heads, value), name
+    assert values["dcdist_clusterings_total"] == {(): 1.0}, "both heads are of one"
     assert values["dcdist_phase_duration_seconds"] == {(("phase", "features"),): 1.5}
     assert "dcdist_assignment_nmi_ratio" not in values
-    later = {"nmi_previous": 0.75, "changed_ratio": 0.25}
-    sink.write(record("clustering", 30, head=0, **first, **balance, **later, seconds={"features": 2.5, "cluster": 0.5}))
-    values = scrape(sink)
-    assert values["dcdist_assignment_nmi_ratio"] == {head: 0.75}
-    assert values["dcdist_assignment_changed_ratio"] == {head: 0.25}
+    later = {"nmi_previous": 0.75, "changed_ratio": 0.25, "nmi_targets": 0.4}
+    watched.write(clustering(30, **later, seconds={"features": 2.5, "cluster": 0.5}))
+    values = watched.values()
+    assert values["dcdist_assignment_nmi_ratio"] == {heads[0]: 0.75}
+    assert values["dcdist_assignment_changed_ratio"] == {heads[0]: 0.25}
+    assert values["dcdist_label_nmi_ratio"] == {heads[0]: 0.4}
     assert values["dcdist_phase_duration_seconds"] == {(("phase", "features"),): 2.5, (("phase", "cluster"),): 0.5}
 
 
-def test_a_commit_and_an_epoch(sink: PrometheusSink) -> None:
-    sink.write(record("event", 7, event="checkpoint"))
-    epoch = {"loss": 2.0, "heldout_loss": 2.5, "samples_per_second": 40.0, "data_wait_ratio": 0.0, "learning_rate": 0.1}
-    sink.write(record("epoch", 8, **epoch, seconds={"train": 4.0}))
-    values = scrape(sink)
+def test_sizes_are_a_snapshot(watched: Watched) -> None:
+    watched.write(clustering(0, seconds={}), clustering(30, seconds={}))
+    values = watched.values()
+    buckets = {dict(labels)["le"]: value for labels, value in values["dcdist_cluster_size_ratio_bucket"].items()}
+    assert (buckets["0.0"], buckets["0.25"], buckets["0.5"], buckets["1.0"]) == (3.0, 3.0, 23.0, 23.0)
+    assert (buckets["1.5"], buckets["16.0"], buckets["+Inf"]) == (45.0, 45.0, 50.0), "cumulative, and not added up"
+    assert values["dcdist_cluster_size_ratio_gcount"] == {(("head", "0"),): 50.0}
+
+
+def test_a_commit_an_epoch_and_a_plan(watched: Watched) -> None:
+    before = watched.values()
+    assert before["dcdist_checkpoint_last_commit_timestamp_seconds"][()] == pytest.approx(time.time(), abs=60)
+    assert before["dcdist_checkpoint_interval_seconds"] == {(): 600.0}
+    watched.write(
+        record("event", 7, event="checkpoint", seconds=0.25), record("event", 7, event="plan", draws_per_image=1.5)
+    )
+    watched.write(record("event", 7, event="phase", phase="features"), record("event", 7, event="phase", phase="train"))
+    watched.write(record("event", 7, event="collapse", message="..."))
+    watched.write(record("epoch", 8, loss=2.0, heldout_loss=2.5, seconds={"train": 4.0}, figures={"usage": 0.5}))
+    values = watched.values()
     assert values["dcdist_checkpoint_last_commit_timestamp_seconds"] == {(): 1007.0}
+    assert values["dcdist_checkpoint_duration_seconds"] == {(): 0.25}
+    assert values["dcdist_checkpoints_total"] == {(): 1.0}
+    assert values["dcdist_sampler_draws_per_image"] == {(): 1.5}
+    assert values["dcdist_phase_info"] == {(("phase", "train"),): 1.0}
+    assert values["dcdist_collapse_warnings_total"] == {(): 1.0}
     assert values["dcdist_loss"] == {(("loss", "heldout"),): 2.5}
     assert values["dcdist_phase_duration_seconds"] == {(("phase", "train"),): 4.0}
+    assert (values["dcdist_epochs_total"], values["dcdist_progress_epochs"]) == ({(): 1.0}, {(): 3.0})
+    watched.write(step_record(10, figures={"usage_entropy_ratio": 0.5}))
+    assert watched.values()["dcdist_figure"] == {(("figure", "usage_entropy_ratio"),): 0.5}
 
 
-def test_gauges_of_a_stage_that_is_over_are_gone_and_its_counts_stay(sink: PrometheusSink) -> None:
-    sink.write(record("event", 0, event="stage_begin", num_epochs=1, until_step=10, samples_per_step=8))
-    sink.write(step_record(10))
-    sink.write(
-        record("event", 10, stage="second", event="stage_begin", num_epochs=1, until_step=20, samples_per_step=4)
-    )
-    assert sink.port is not None
-    with urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    labels = 'method="deepcluster",run="digits",stage="main"'
-    assert [line for line in text.splitlines() if labels in line and "_created" not in line] == [
-        f"dcdist_samples_total{{{labels}}} 80.0",
-        f"dcdist_steps_total{{{labels}}} 10.0",
-    ]
-    assert 'dcdist_step{method="scan",run="digits",stage="second"} 10.0' in text
+def test_machines_by_node(watched: Watched) -> None:
+    both = {"processes": {"n1": 2, "n2": 1}, "memory_bytes": {"n1": 4e9, "n2": 2e9}}
+    watched.write(record("event", 7, event="machines", data_wait_seconds={"n1": 1.5, "n2": 0.5}, **both))
+    watched.write(record("event", 9, event="machines", data_wait_seconds={"n1": 1.0, "n2": 0.0}, **both))
+    values = watched.values()
+    n1, n2 = (("node", "n1"),), (("node", "n2"),)
+    assert values["dcdist_data_wait_seconds_total"] == {n1: 2.5, n2: 0.5}
+    assert values["dcdist_memory_bytes"] == {n1: 4e9, n2: 2e9}
+    assert values["dcdist_processes"] == {n1: 2.0, n2: 1.0}
+    assert "dcdist_gpu_memory_bytes" not in values
 
 
-def test_a_port_that_is_taken_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with caplog.at_level(logging.WARNING):
-            sink = PrometheusSink(port, "127.0.0.1", "digits", METHODS, "0.1.0")
-        assert sink.port is None
-        sink.write(record("event", 0, event="stage_begin", num_epochs=9, until_step=900, samples_per_step=64))
-        sink.write(step_record(1))
-        sink.close()
-    (message,) = caplog.messages
-    assert message.startswith(f"no Prometheus endpoint at 127.0.0.1:{port} (")
-    assert message.endswith("the run goes on without; metrics.prometheus_port=0 takes a free port")
+def test_gauges_of_a_stage_that_is_over_are_gone_and_its_counts_stay(watched: Watched) -> None:
+    watched.write(stage_begin(0), clustering(0, seconds={}), step_record(10, figures={"usage": 1.0}))
+    watched.sink.step_done(0, 1, 0.5)
+    watched.write(stage_begin(10, stage="second", samples_per_step=4))
+    main = watched.values("main")
+    assert main["dcdist_steps_total"] == {(): 1.0}
+    assert "dcdist_clusters" not in main
+    assert "dcdist_cluster_size_ratio_bucket" not in main
+    assert "dcdist_progress_steps" not in main
+    assert watched.values("second")["dcdist_progress_steps"] == {(): 0.0}
 
 
-def test_close_frees_the_port(sink: PrometheusSink) -> None:
-    port = sink.port
-    assert port is not None
-    sink.close()
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+def test_a_step_that_had_nothing_to_learn_from_leaves_the_loss_as_it_was(watched: Watched) -> None:
+    watched.write(step_record(1), step_record(2, loss=None, losses={}))
+    assert watched.values()["dcdist_loss"][(("loss", "total"),)] == 3.0
 
 
-def test_a_step_that_had_nothing_to_learn_from_leaves_the_loss_as_it_was(sink: PrometheusSink) -> None:
-    sink.write(step_record(1))
-    sink.write({**step_record(2), "loss": None, "losses": {}})
-    assert scrape(sink)["dcdist_loss"][(("loss", "total"),)] == 3.0
+def test_every_boundary_is_a_sign_of_progress(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 5000.0)
+    watched.sink.progressed()
+    assert watched.values()["dcdist_progress_timestamp_seconds"] == {(): 5000.0}
+
+
+@pytest.mark.parametrize(
+    ("finished", "goes_on", "calls"),
+    [(True, False, ["last_look", "close"]), (False, False, ["last_look", "close"]), (False, True, ["close"])],
+)
+def test_the_last_figures_are_shown_where_the_run_does_not_go_on(
+    finished: bool, goes_on: bool, calls: list[str]
+) -> None:
+    watched = Watched()
+    watched.write(record("event", 9, event="end", exit_code=0, finished=finished, goes_on=goes_on))
+    assert watched.values()["dcdist_finished"] == {(): float(finished)}
+    watched.sink.close()
+    assert watched.outlet.calls == calls
+    watched.sink.close()
+    assert watched.outlet.calls == calls, "closing again is nothing"
+
+
+def test_without_an_interval_none_is_shown() -> None:
+    watched = Watched(checkpoint_seconds=None)
+    assert "dcdist_checkpoint_interval_seconds" not in watched.values()
+    watched.sink.close()
+
+
+def test_what_is_shown_stays_small_whatever_the_number_of_clusters(watched: Watched) -> None:
+    watched.write(stage_begin(0), step_record(10))
+    watched.sink.step_done(0, 1, 0.5)
+    for head in range(10):
+        watched.write(clustering(0, head=head, nmi_previous=0.75, changed_ratio=0.25, nmi_targets=0.4, seconds={}))
+    assert len(generate_latest(watched.registry)) < 64_000, "with ten heads"

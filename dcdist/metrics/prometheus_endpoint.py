@@ -1,0 +1,236 @@
+"""Where Prometheus finds a run's metrics: an address, a file that names it, or a file for node_exporter."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import os
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server, write_to_textfile
+
+from dcdist.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+LAST_LOOK_SECONDS = 30.0  # two of Prometheus' usual intervals
+REFRESH_EVERY_SECONDS = 15.0
+STALE_AFTER_SECONDS = 24 * 3600.0  # of files that nobody refreshes: a killed run's alerts last until then
+_WATCHED_WITHIN_SECONDS = 300.0
+_ANSWER_WITHIN_SECONDS = 10.0  # of a client that connects and says nothing
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Endpoint:
+    """Serves /metrics, over TLS and behind a password where asked for.
+
+    A port that is taken is a warning: the run goes on without the endpoint, and `port` is None.
+
+    Args:
+        registry: what is served.
+        address: to bind, for example "127.0.0.1" or "0.0.0.0".
+        port: 0 takes a free one.
+        certificate: PEM file, None for plain HTTP.
+        private_key: PEM file of the certificate; None where that holds it.
+        credentials: file with one line "user:password", None where anybody may read.
+
+    Raises:
+        UsageError: a file cannot be read, or does not hold what it should.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        address: str,
+        port: int,
+        certificate: Path | None = None,
+        private_key: Path | None = None,
+        credentials: Path | None = None,
+    ) -> None:
+        self.port: int | None = None
+        self._server: Any = None
+        self._asked_at: float | None = None
+        app = self._noticing(make_wsgi_app(registry))
+        if credentials is not None:
+            app = _asking(app, _read_credentials(credentials))
+        tls: dict[str, Any] = {}
+        if certificate is not None:
+            tls = {"certfile": str(certificate), "keyfile": str(private_key or certificate)}
+            _check_certificate(certificate, private_key)
+        try:
+            # Nothing is served until the app that may ask for a password is there.
+            started: tuple[Any, threading.Thread] = start_http_server(port, address, CollectorRegistry(), **tls)
+        except OSError as error:
+            logger.warning(
+                "no Prometheus endpoint at %s:%d (%s): the run goes on without; "
+                "metrics.prometheus_port=0 takes a free port",
+                address,
+                port,
+                error,
+            )
+            return
+        server, self._thread = started
+        server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"timeout": _ANSWER_WITHIN_SECONDS})
+        if certificate is not None:
+            server.socket.do_handshake_on_connect = False  # but in the request's thread: a slow client holds up nobody
+        server.set_app(app)
+        self._server, self.port = server, server.server_port
+
+    def _noticing(self, app: App) -> App:
+        def noticing(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            answer = app(environment, start_response)
+            self._asked_at = time.monotonic()
+            return answer
+
+        return noticing
+
+    def refresh(self) -> None:
+        """What is served is always the newest."""
+
+    def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
+        """Waits until somebody has read what is there now, where somebody has read lately; not longer than so long."""
+        now = time.monotonic()
+        if self._server is None or self._asked_at is None or now - self._asked_at > _WATCHED_WITHIN_SECONDS:
+            return
+        logger.info("waiting for Prometheus to read the last figures, %.0f seconds at most", seconds)
+        while self._asked_at < now and time.monotonic() < now + seconds:
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = None
+
+
+class DiscoveryFile:
+    """Names an endpoint in a folder that Prometheus watches (file_sd_configs).
+
+    The file has the same name for all attempts of a run, and gives its target the run as `instance`: the series of a
+    run that was started again elsewhere go on. Files that nobody has touched for a day are removed.
+
+    Args:
+        folder: that Prometheus watches; created where it is missing.
+        run: the run's folder.
+        target: HOST:PORT.
+        tls: whether it speaks HTTPS.
+    """
+
+    def __init__(self, folder: Path, run: str, target: str, tls: bool) -> None:
+        self._path = folder / f"dcdist-{hashlib.sha256(run.encode()).hexdigest()[:16]}.json"
+        labels = {"instance": run, **({"__scheme__": "https"} if tls else {})}
+        self._content = json.dumps([{"targets": [target], "labels": labels}]).encode()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._remove_stale()
+        _replace(self._path, self._content)
+
+    def _remove_stale(self) -> None:
+        for path in self._path.parent.glob("dcdist-*.json"):
+            try:
+                if time.time() - path.stat().st_mtime > STALE_AFTER_SECONDS:
+                    path.unlink()
+            except OSError as error:  # another run was quicker, or it is somebody else's
+                logger.info("%s is left: %s", path, error)
+
+    def refresh(self) -> None:
+        """Keeps the file young; where another attempt has written its own, that one stays."""
+        try:
+            if self._path.read_bytes() == self._content:
+                os.utime(self._path)
+        except FileNotFoundError:
+            _replace(self._path, self._content)
+
+    def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
+        """Nothing is in the file that should be read once more."""
+
+    def close(self) -> None:
+        """Removes the file, unless it is a newer attempt's."""
+        try:
+            if self._path.read_bytes() == self._content:
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
+
+
+class TextFile:
+    """The metrics as a file for node_exporter's textfile collector, where nothing may listen.
+
+    Args:
+        registry: what is written.
+        path: ending in .prom, in the collector's folder.
+    """
+
+    def __init__(self, registry: CollectorRegistry, path: Path) -> None:
+        self._registry, self._path = registry, path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Replaces the file as a whole."""
+        write_to_textfile(str(self._path), self._registry)
+
+    def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
+        """Leaves the last figures there for so long: who reads the file does not say so."""
+        self.refresh()
+        logger.info("leaving the last figures in %s for %.0f seconds", self._path, seconds)
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """Removes the file: its figures would otherwise stay for ever."""
+        self._path.unlink(missing_ok=True)
+
+
+def _asking(app: App, credentials: bytes) -> App:
+    """Lets those through that know the credentials (HTTP basic authentication)."""
+    expected = b"Basic " + base64.b64encode(credentials)
+
+    def asking(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        given = environment.get("HTTP_AUTHORIZATION", "").encode("latin-1")
+        if hmac.compare_digest(given, expected):
+            return app(environment, start_response)
+        start_response("401 Unauthorized", [("WWW-Authenticate", 'Basic realm="dcdist"')])
+        return [b"the metrics of this run need a user and a password\n"]
+
+    return asking
+
+
+def _read_credentials(path: Path) -> bytes:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"metrics.prometheus_credentials={path} cannot be read: {error}") from error
+    if len(lines) != 1 or b":" not in lines[0]:
+        raise UsageError(
+            f"metrics.prometheus_credentials={path} holds {len(lines)} lines, expected one like user:password"
+        )
+    return lines[0]
+
+
+def _check_certificate(certificate: Path, private_key: Path | None) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key)
+    except OSError as error:  # ssl.SSLError is one
+        key = f" with metrics.prometheus_private_key={private_key}" if private_key else ""
+        raise UsageError(
+            f"metrics.prometheus_certificate={certificate}{key} cannot be used: {error}; expected PEM files of a "
+            "certificate and its private key"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".dcdist-", delete=False) as file:
+        file.write(content)
+    written = Path(file.name)
+    written.chmod(0o644)
+    written.replace(path)

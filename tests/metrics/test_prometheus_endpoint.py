@@ -1,0 +1,221 @@
+"""Where Prometheus finds a run: over HTTP and HTTPS, by a file that names it, in a file for node_exporter."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from dcdist.errors import UsageError
+from dcdist.metrics import prometheus_endpoint
+from dcdist.metrics.prometheus_endpoint import DiscoveryFile, Endpoint, TextFile
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    made = CollectorRegistry()
+    Gauge("dcdist_test", "Always 1", registry=made).set(1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+def get(endpoint: Endpoint, scheme: str = "http", user: str | None = None, trusted: Path | None = None) -> str:
+    request = urllib.request.Request(f"{scheme}://127.0.0.1:{endpoint.port}/metrics")
+    if user is not None:
+        request.add_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
+    context = ssl.create_default_context(cafile=str(trusted)) if trusted else None
+    with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        return answer.read().decode()
+
+
+def test_it_serves_what_is_newest_and_frees_the_port(registry: CollectorRegistry) -> None:
+    endpoint = Endpoint(registry, "127.0.0.1", 0)
+    port = endpoint.port
+    assert port is not None
+    assert "dcdist_test 1.0" in get(endpoint)
+    endpoint.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_port_that_is_taken_is_a_warning(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with caplog.at_level(logging.WARNING):
+            endpoint = Endpoint(registry, "127.0.0.1", port)
+    assert endpoint.port is None
+    endpoint.last_look()
+    endpoint.close()
+    (message,) = caplog.messages
+    assert message.startswith(f"no Prometheus endpoint at 127.0.0.1:{port} (")
+    assert message.endswith("the run goes on without; metrics.prometheus_port=0 takes a free port")
+
+
+def test_tls_and_a_password(registry: CollectorRegistry, certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.write_text("prometheus:säcret:with colon\n")
+    endpoint = Endpoint(registry, "127.0.0.1", 0, *certificate, credentials)
+    try:
+        page = get(endpoint, "https", "prometheus:säcret:with colon", trusted=certificate[0])
+        assert "dcdist_test 1.0" in page
+        for wrong in (None, "prometheus:secret", "prometheus"):
+            with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+                get(endpoint, "https", wrong, trusted=certificate[0])
+            assert refused.value.headers["WWW-Authenticate"] == 'Basic realm="dcdist"'
+            assert b"dcdist_test" not in refused.value.read()
+        with pytest.raises(urllib.error.URLError):
+            get(endpoint, "https", "prometheus:säcret:with colon")  # nobody vouches for the certificate
+        with pytest.raises(OSError):
+            get(endpoint, "http", "prometheus:säcret:with colon")
+    finally:
+        endpoint.close()
+
+
+def test_a_client_that_says_nothing_holds_up_nobody(
+    registry: CollectorRegistry, certificate: tuple[Path, Path]
+) -> None:
+    endpoint = Endpoint(registry, "127.0.0.1", 0, *certificate)
+    try:
+        with socket.create_connection(("127.0.0.1", endpoint.port or 0)):
+            assert "dcdist_test 1.0" in get(endpoint, "https", trusted=certificate[0])
+    finally:
+        endpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"credentials=.*credentials cannot be read: .*No such file"),
+        ("", "holds 0 lines, expected one like user:password"),
+        ("user\n", "holds 1 lines, expected one like user:password"),
+        ("user:password\nother:password\n", "holds 2 lines, expected one like user:password"),
+    ],
+)
+def test_credentials_that_are_none_are_refused(
+    content: str | None, message: str, registry: CollectorRegistry, tmp_path: Path
+) -> None:
+    path = tmp_path / "credentials"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        Endpoint(registry, "127.0.0.1", 0, credentials=path)
+
+
+def test_a_certificate_that_is_none_is_refused(
+    registry: CollectorRegistry, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"prometheus_certificate=.*missing.pem cannot be used: .*No such file"
+    ):
+        Endpoint(registry, "127.0.0.1", 0, tmp_path / "missing.pem")
+    with pytest.raises(UsageError, match=r"certificate.pem cannot be used: .*expected PEM files of a certificate and"):
+        Endpoint(registry, "127.0.0.1", 0, certificate[0])  # its key is in another file
+
+
+def test_the_last_look_waits_for_who_has_been_looking(registry: CollectorRegistry) -> None:
+    endpoint = Endpoint(registry, "127.0.0.1", 0)
+    start = time.monotonic()
+    endpoint.last_look(60)
+    assert time.monotonic() - start < 5, "nobody ever looked"
+    get(endpoint)
+    later = threading.Timer(0.5, get, (endpoint,))
+    later.start()
+    endpoint.last_look(60)
+    assert 0.3 < time.monotonic() - start < 30
+    endpoint.last_look(0.2)  # nobody comes
+    later.join()
+    endpoint.close()
+
+
+def test_a_discovery_file_names_the_target_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "discovery"
+    first = DiscoveryFile(folder, "/runs/a", "n1:9400", tls=False)
+    second = DiscoveryFile(folder, "/runs/b", "n2:9401", tls=True)
+    contents = sorted((json.loads(path.read_bytes()) for path in folder.iterdir()), key=str)
+    assert contents == [
+        [{"targets": ["n1:9400"], "labels": {"instance": "/runs/a"}}],
+        [{"targets": ["n2:9401"], "labels": {"instance": "/runs/b", "__scheme__": "https"}}],
+    ]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir()), "Prometheus may read it"
+    first.close()
+    assert len(list(folder.iterdir())) == 1
+    second.close()
+    assert list(folder.iterdir()) == []
+
+
+def test_the_next_attempt_takes_the_file_over(tmp_path: Path) -> None:
+    killed = DiscoveryFile(tmp_path, "/runs/a", "n1:9400", tls=False)
+    resumed = DiscoveryFile(tmp_path, "/runs/a", "n2:9401", tls=False)
+    (path,) = tmp_path.iterdir()
+    killed.refresh()
+    killed.close()
+    assert json.loads(path.read_bytes())[0]["targets"] == ["n2:9401"], "a straggler leaves it alone"
+    resumed.close()
+    assert not path.exists()
+
+
+def test_stale_files_are_removed_and_ours_stay_young(tmp_path: Path) -> None:
+    abandoned = tmp_path / "dcdist-abandoned.json"
+    foreign = tmp_path / "other.json"
+    young = tmp_path / "dcdist-young.json"
+    for path in (abandoned, foreign, young):
+        path.write_text("[]")
+    long_ago = time.time() - prometheus_endpoint.STALE_AFTER_SECONDS - 60
+    os.utime(abandoned, (long_ago, long_ago))
+    os.utime(foreign, (long_ago, long_ago))
+    file = DiscoveryFile(tmp_path, "/runs/a", "n1:9400", tls=False)
+    (own,) = set(tmp_path.iterdir()) - {abandoned, foreign, young}
+    assert not abandoned.exists()
+    assert foreign.exists()
+    assert young.exists()
+    os.utime(own, (long_ago, long_ago))
+    file.refresh()
+    assert time.time() - own.stat().st_mtime < 60
+    own.unlink()  # somebody took it for stale
+    file.refresh()
+    assert own.exists()
+    file.close()
+
+
+def test_a_text_file_is_replaced_as_a_whole_and_gone_at_the_end(registry: CollectorRegistry, tmp_path: Path) -> None:
+    path = tmp_path / "collector" / "dcdist.prom"
+    file = TextFile(registry, path)
+    assert "dcdist_test 1.0" in path.read_text()
+    Gauge("dcdist_later", "Comes later", registry=registry).set(2)
+    inode = path.stat().st_ino
+    file.refresh()
+    assert "dcdist_later 2.0" in path.read_text()
+    assert path.stat().st_ino != inode
+    start = time.monotonic()
+    file.last_look(0.3)
+    assert time.monotonic() - start >= 0.3
+    file.close()
+    assert list(path.parent.iterdir()) == []
