@@ -55,11 +55,11 @@ def build_recorder(
         sinks.append(TensorBoardSink(storage, TENSORBOARD, attempt))
     if metrics.prometheus_port is not None or metrics.prometheus_textfile is not None:
         identity = Identity(
-            run=str(run_directory),
+            run=_absolute(run_directory),
             methods={stage.name: stage.method for stage in config.resolved_stages()},
             version=metadata.version("dcdist"),
             launcher=launcher["name"],
-            job=launcher.get("job", ""),
+            job_name=launcher.get("job", ""),
             checkpoint_seconds=config.checkpoint.every_seconds,
         )
         sinks.append(PrometheusSink(identity, _outlets(metrics, identity)))
@@ -100,6 +100,12 @@ def reachable_name(address: str, environment: Mapping[str, str] = os.environ) ->
     if address in _ANY:
         return environment.get("SLURMD_NODENAME") or socket.getfqdn()
     return f"[{address}]" if ":" in address else address
+
+
+def _absolute(run_directory: RunDirectory) -> str:
+    """Two runs that were started as runs/mine in two folders are not one."""
+    local_path = run_directory.storage.local_path()
+    return str(run_directory) if local_path is None else str(local_path.absolute())
 
 
 def _path(name: str | None) -> Path | None:

@@ -65,6 +65,20 @@ class Journal:
         self._window = _Window()
         self._epoch = _Window()
         self._step_began = 0.0
+        self._newest_clustering: list[dict[str, Any]] = []  # on rank 0: the values recorded of each head
+
+    def begin(self, num_epochs: int, until_step: int) -> None:
+        """Records the stage's beginning, or that a resume goes on with it, and the clusters that it then has."""
+        self.event(
+            "stage_begin",
+            num_epochs=num_epochs,
+            until_step=until_step,
+            step_in_stage=self._progress.step_in_stage,
+            samples_per_step=self._samples_per_step,
+        )
+        self.event("machines", **self._machines.take())
+        for values in self._newest_clustering:
+            self.event("clusters_of_before", **values)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -105,6 +119,7 @@ class Journal:
             "num_steps": epoch.num_steps + epoch.num_earlier_steps,
             "learning_rate": epoch.learning_rate,
             "collapse": self._collapse.state_dict(),
+            "newest_clustering": self._newest_clustering,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -114,6 +129,7 @@ class Journal:
         self._epoch.counts, self._epoch.num_earlier_steps = dict(state["counts"]), state["num_steps"]
         self._epoch.learning_rate = state["learning_rate"]
         self._collapse.load_state_dict(state["collapse"])
+        self._newest_clustering = list(state["newest_clustering"])
 
     def flush(self) -> None:
         """Reduces and records the steps since the last record. Collective.
@@ -176,6 +192,7 @@ class Journal:
 
     def clustering(self, previous: Clustering | None, current: Clustering, labels: np.ndarray | None) -> None:
         """Records the balance of a new clustering, a head at a time."""
+        self._newest_clustering = []
         for number, head in enumerate(current.heads):
             collapsing = self._collapse.clustering(number, head.assignments.numpy(), head.num_clusters)
             if collapsing:
@@ -188,6 +205,7 @@ class Journal:
             if head.num_merged:
                 values["num_merged"] = head.num_merged
             self._record("clustering", **values)
+            self._newest_clustering.append(values)
 
     def stage_done(self, final: Clustering, labels: np.ndarray | None) -> None:
         """Records the end of a stage, with the balance of its final clustering."""

@@ -54,7 +54,7 @@ class Machines:
         """
         now = time.monotonic()
         if self._measured_at is None or now - self._measured_at >= MEASURE_EVERY_SECONDS:
-            self._measured_at, self._measured = now, (_resident_bytes(), _gpu_bytes(self._device))
+            self._measured_at, self._measured = now, (_memory_bytes(), _gpu_bytes(self._device))
         own = torch.zeros(len(self._names), 3, dtype=torch.float64)
         own[self._own] = torch.tensor([waited, *self._measured], dtype=torch.float64)
         return own.flatten()
@@ -74,25 +74,26 @@ class Machines:
         """Values of the event "machines", each by machine; data_wait_seconds since they were last taken."""
         self._taken_at = time.monotonic()
         by_name = dict(zip(self._names, zip(self._sums.tolist(), self._num_processes, strict=True), strict=True))
-        values = {
+        values: dict[str, Any] = {
             "processes": {name: count for name, (_, count) in by_name.items()},
             "data_wait_seconds": {name: sums[_WAITED] / count for name, (sums, count) in by_name.items()},
-            "memory_bytes": {name: sums[_MEMORY] for name, (sums, _) in by_name.items()},
         }
-        if self._device.type == "cuda":
+        if self._measured_at is not None:
+            values["memory_bytes"] = {name: sums[_MEMORY] for name, (sums, _) in by_name.items()}
+        if self._measured_at is not None and self._device.type == "cuda":
             values["gpu_memory_bytes"] = {name: sums[_GPU_MEMORY] for name, (sums, _) in by_name.items()}
         self._sums[:, _WAITED] = 0
         return values
 
 
-def _resident_bytes() -> float:
-    """Of this process and of those that it started; pages that they share count for each."""
+def _memory_bytes() -> float:
+    """Of this process and of those that it started; a page that several of them share counts once in all."""
     total = 0
     own = psutil.Process()
     for process in (own, *own.children(recursive=True)):
         try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
+            total += process.memory_full_info().pss
+        except psutil.Error:  # it has ended, or is somebody else's
             continue
     return float(total)
 

@@ -74,13 +74,7 @@ class Trainer:
     def run(self) -> None:
         """All epochs that are left. Raises Preempted or StopRequested at a boundary, with everything saved."""
         steps_left = (self.num_epochs - self.progress.epoch) * self.steps_per_epoch - self.progress.step_in_epoch
-        self.journal.event(
-            "stage_begin",
-            num_epochs=self.num_epochs,
-            until_step=self.progress.step + max(0, steps_left),
-            step_in_stage=self.progress.step_in_stage,
-            samples_per_step=self.batch_size,
-        )
+        self.journal.begin(self.num_epochs, until_step=self.progress.step + max(0, steps_left))
         if self.decodability.undecodable is None and self.clustering_step is None:
             with self.journal.phase("scan"):
                 self.find_undecodable()

@@ -60,20 +60,22 @@ def changed_ratio(previous: IntArray, current: IntArray) -> float:
     lowest previous, then current id). Samples outside of the matched pairs have changed; so have all that a cluster
     without a partner holds. A permutation of ids changes nothing.
     """
-    return _changed_ratio_of(contingency(previous, current))
+    return _changed_ratio_of([contingency(previous, current)])
 
 
-def _changed_ratio_of(table: Contingency) -> float:
+def _changed_ratio_of(holder: list[Contingency]) -> float:
+    """Takes the table out of its list, so that it is gone as soon as its pairs are sorted."""
+    table = holder.pop()
     total = table.num_samples
     if not total:
         return float("nan")
+    num_rows, num_columns = len(table.row_sizes), len(table.column_sizes)
     # Pairs in the greedy order; a pair that comes first in its row and in its column is matched whatever happens
     # elsewhere, so each round matches many at once.
     order = np.argsort(-table.counts, kind="stable")
     rows, columns, counts = table.rows[order], table.columns[order], table.counts[order]
-    del order
-    first_of_row = np.empty(len(table.row_sizes), np.int32)
-    first_of_column = np.empty(len(table.column_sizes), np.int32)
+    del order, table
+    first_of_row, first_of_column = np.empty(num_rows, np.int32), np.empty(num_columns, np.int32)
     kept = 0
     while len(rows):
         places = np.arange(len(rows), dtype=np.int32)
@@ -112,23 +114,29 @@ def clustering_record(
         iterations: of k-means.
         seconds: of each phase.
     """
-    sizes = cluster_sizes(assignments, num_clusters)
+    # Each step's tables are gone before the next one's: of a million clusters they are the memory.
     record: dict[str, Any] = {
         "head": head,
         "num_clusters": num_clusters,
         "num_empty_repaired": num_empty_repaired,
         "objective": objective,
         "iterations": iterations,
+        **_balance(cluster_sizes(assignments, num_clusters)),
+    }
+    if previous_assignments is not None:
+        tables = [contingency(previous_assignments, assignments)]
+        record["nmi_previous"] = nmi_of(tables[0])
+        record["changed_ratio"] = _changed_ratio_of(tables)
+    if targets is not None and (targets >= 0).any():
+        record["nmi_targets"] = nmi(assignments, targets)
+    record["seconds"] = dict(seconds)
+    return record
+
+
+def _balance(sizes: NDArray[np.int64]) -> dict[str, Any]:
+    return {
         "size_entropy_ratio": size_entropy_ratio(sizes),
         "imbalance_factor": imbalance_factor(sizes),
         "size_max_ratio": size_max_ratio(sizes),
         "size_histogram": size_histogram(sizes),
     }
-    if previous_assignments is not None:
-        table = contingency(previous_assignments, assignments)
-        record["nmi_previous"] = nmi_of(table)
-        record["changed_ratio"] = _changed_ratio_of(table)
-    if targets is not None and (targets >= 0).any():
-        record["nmi_targets"] = nmi(assignments, targets)
-    record["seconds"] = dict(seconds)
-    return record

@@ -70,7 +70,7 @@ class Identity:
     methods: Mapping[str, str]  # of each stage
     version: str  # of dcdist
     launcher: str
-    job: str  # its name there
+    job_name: str  # there
     checkpoint_seconds: float | None  # between checkpoints, where time decides
 
 
@@ -99,8 +99,8 @@ class PrometheusSink:
     def _of_run(self) -> None:
         identity = self._identity
         self._gauge("dcdist_build_info", "Always 1", ("run", "version")).labels(identity.run, identity.version).set(1)
-        info = self._gauge("dcdist_job_info", "Always 1; who started this attempt", ("run", "launcher", "job"))
-        info.labels(identity.run, identity.launcher, identity.job).set(1)
+        info = self._gauge("dcdist_job_info", "Always 1; who started this attempt", ("run", "launcher", "job_name"))
+        info.labels(identity.run, identity.launcher, identity.job_name).set(1)
         self._finished = self._run_gauge("dcdist_finished", "1 once the run is done or was stopped on request")
         self._finished.set(0)
         self._progressed_at = self._run_gauge(
@@ -257,6 +257,8 @@ class PrometheusSink:
                     self._waited.labels(*labels, node).inc(seconds)
             case "collapse":
                 self._collapses.labels(*labels).inc()
+            case "clusters_of_before":
+                self._set_clusters(record)
 
     def _write_step(self, record: Mapping[str, Any]) -> None:
         self._nonfinite.labels(*self._labels).inc(record["nonfinite_steps"])
@@ -266,9 +268,12 @@ class PrometheusSink:
             self._figure.labels(*self._labels, name).set(value)
 
     def _write_clustering(self, record: Mapping[str, Any]) -> None:
-        head = str(record["head"])
         if record["head"] == 0:
             self._clusterings.labels(*self._labels).inc()
+        self._set_clusters(record)
+
+    def _set_clusters(self, record: Mapping[str, Any]) -> None:
+        head = str(record["head"])
         for name in self._cluster_figures.keys() & record.keys():
             self._cluster_figures[name].labels(*self._labels, head).set(record[name])
         self._sizes.set((*self._labels, head), record["size_histogram"])

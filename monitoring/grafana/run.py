@@ -279,14 +279,14 @@ def attempts() -> Panel:
     return rows_of(
         "What runs",
         "The version and who started this attempt, with the name of the job there: where to look for its log.",
-        {"run": "Run", "version": "Version", "launcher": "Launcher", "exported_job": "Job"},
+        {"run": "Run", "version": "Version", "launcher": "Launcher", "job_name": "Job"},
         [
             Column("Restarts", "max by (run) (dcdist_restarts{run})", parts.COUNT),
         ],
         info=[
             "max by (run, version) (dcdist_build_info{run})",
             # As `job` is also a label of the target, Prometheus renames the metric's own.
-            "max by (run, launcher, exported_job) (dcdist_job_info{run})",
+            "max by (run, launcher, job_name) (dcdist_job_info{run})",
         ],
         height=6,
     )

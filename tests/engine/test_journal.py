@@ -270,6 +270,29 @@ def test_a_collapse_is_found_in_the_same_epoch_whether_or_not_the_run_was_interr
         resumed.epoch(heldout_loss=None)
 
 
+def test_a_resumed_stage_begins_with_the_clusters_that_it_trains_on(kept: Kept) -> None:
+    before, _ = journal(kept)
+    before.begin(num_epochs=3, until_step=21)
+    assert [record["event"] for record in kept.records] == ["stage_begin"], "it has none yet"
+    assert kept.machines[0]["data_wait_seconds"] == {"n1": 0.0}
+    assert "memory_bytes" not in kept.machines[0], "nobody has looked"
+    before.clustering(None, unequal_clustering(), None)
+    state = json.loads(json.dumps(before.state_dict()))
+    after, progress = journal(kept)
+    after.load_state_dict(state)
+    progress.step, progress.step_in_stage = 12, 5
+    kept.records.clear()
+    after.begin(num_epochs=3, until_step=21)
+    begin, clusters = kept.records
+    assert {name: begin[name] for name in ("num_epochs", "until_step", "step_in_stage", "samples_per_step")} == {
+        "num_epochs": 3,
+        "until_step": 21,
+        "step_in_stage": 5,
+        "samples_per_step": 60,
+    }
+    assert (clusters["event"], clusters["head"], clusters["size_max_ratio"]) == ("clusters_of_before", 0, 0.97)
+
+
 def test_the_end_of_a_stage_is_recorded_with_the_balance_of_its_clusters(kept: Kept) -> None:
     log, _ = journal(kept)
     log.stage_done(unequal_clustering(), np.array([0] * 97 + [1] * 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -171,3 +172,29 @@ def test_metrics_do_not_import_torch() -> None:
     modules = "cluster_metrics, jsonl, progress, prometheus, recorder, tensorboard"
     check = f"import sys; from dcdist.metrics import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_a_million_clusters_take_little_memory() -> None:
+    generator = np.random.default_rng(0)
+    before = generator.permutation(1_281_167).astype(np.int32) % 1_000_000
+    now = np.where(generator.random(len(before)) < 0.3, generator.permutation(before), before).astype(np.int32)
+    labels = generator.integers(1000, size=len(before)).astype(np.int32)
+    tracemalloc.start()
+    try:
+        record = clustering_record(
+            head=0,
+            assignments=now,
+            num_clusters=1_000_000,
+            previous_assignments=before,
+            targets=labels,
+            num_empty_repaired=0,
+            objective=0.0,
+            iterations=20,
+            seconds={},
+        )
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 50e6
+    assert sum(record["size_histogram"].values()) == 1_000_000
+    assert 0.2 < record["changed_ratio"] < 0.4

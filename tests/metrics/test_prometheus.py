@@ -118,7 +118,7 @@ def test_progress_is_absolute_and_counters_are_of_this_process(watched: Watched)
     assert values["dcdist_loss"] == {(("loss", "cluster"),): 3.0, (("loss", "total"),): 3.0}
     assert (values["dcdist_learning_rate"], values["dcdist_gradient_norm"]) == ({(): 0.1}, {(): 2.5})
     assert values["dcdist_build_info"] == {(("version", "0.1.0"),): 1.0}
-    assert values["dcdist_job_info"] == {(("job", "4711"), ("launcher", "slurm")): 1.0}
+    assert values["dcdist_job_info"] == {(("job_name", "4711"), ("launcher", "slurm")): 1.0}
 
 
 def test_counters_are_there_before_anything_is_counted(watched: Watched) -> None:
@@ -158,6 +158,16 @@ def test_a_clustering_by_head_and_phases(watched: Watched) -> None:
     assert values["dcdist_assignment_changed_ratio"] == {heads[0]: 0.25}
     assert values["dcdist_label_nmi_ratio"] == {heads[0]: 0.4}
     assert values["dcdist_phase_duration_seconds"] == {(("phase", "features"),): 2.5, (("phase", "cluster"),): 0.5}
+
+
+def test_a_resumed_run_shows_the_clusters_that_it_trains_on(watched: Watched) -> None:
+    values = clustering(100, nmi_previous=0.75, changed_ratio=0.25, seconds={"cluster": 1.0})
+    watched.write(stage_begin(100, 60), {**values, "kind": "event", "event": "clusters_of_before"})
+    shown = watched.values()
+    assert shown["dcdist_cluster_size_entropy_ratio"] == {(("head", "0"),): 0.9}
+    assert shown["dcdist_assignment_nmi_ratio"] == {(("head", "0"),): 0.75}
+    assert shown["dcdist_cluster_size_ratio_gcount"] == {(("head", "0"),): 50.0}
+    assert shown["dcdist_clusterings_total"] == {(): 0.0}, "none was made"
 
 
 def test_sizes_are_a_snapshot(watched: Watched) -> None:

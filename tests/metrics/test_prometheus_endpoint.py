@@ -132,9 +132,7 @@ def test_credentials_that_are_none_are_refused(
 def test_a_certificate_that_is_none_is_refused(
     registry: CollectorRegistry, certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        UsageError, match=r"prometheus_certificate=.*missing.pem cannot be used: .*No such file"
-    ):
+    with pytest.raises(UsageError, match=r"prometheus_certificate=.*missing.pem cannot be used: .*No such file"):
         Endpoint(registry, "127.0.0.1", 0, tmp_path / "missing.pem")
     with pytest.raises(UsageError, match=r"certificate.pem cannot be used: .*expected PEM files of a certificate and"):
         Endpoint(registry, "127.0.0.1", 0, certificate[0])  # its key is in another file

@@ -45,8 +45,6 @@ def documented() -> dict[str, set[str]]:
     series: dict[str, set[str]] = {}
     for name, kind, listed in rows:
         labels = {label.strip() for label in listed.split(",")} | TARGET_LABELS
-        if "job" in listed.split(", "):  # the target has one too, and Prometheus renames the metric's own
-            labels.add("exported_job")
         for suffix, more in SUFFIXES.get(kind, {"": set[str]()}).items():
             series[name + suffix] = labels | more
     assert len(series) > 40
