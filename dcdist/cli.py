@@ -78,9 +78,28 @@ def train(
 @app.command()
 def status(
     run: Run,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object, for programs; with --watch one a line at each look")
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="look again and again until the run has ended; Ctrl-C leaves, the run goes on"),
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="seconds between two looks of --watch, by default 2, behind a URL 30"),
+    ] = None,
 ) -> None:
-    """Say how a run stands, from its folder alone: state, position, rate, last checkpoint, restarts."""
+    """Say how a run stands, from its folder alone: state, position, rate, time left, last checkpoint, restarts.
+
+    With --watch also losses, balance of the clusters and events, drawn anew until the run is done, stopped or failed; a
+    preempted run is waited for. In a pipe: a line for each event and epoch.
+    """
+    if watch:
+        from dcdist.status.watch import watch_run
+
+        watch_run(run, as_json, every)
+        return
     import json
 
     from dcdist.status import read_status

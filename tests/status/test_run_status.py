@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from dcdist.cli import main
+from dcdist.commits import COMMIT_FILE, CheckpointName, Commit
 from dcdist.errors import UsageError
 from dcdist.run_directory import RunDirectory
-from dcdist.status import read_status
+from dcdist.status import StatusReader, read_status
 from tests.runs.conftest import digits_folder, experiment  # noqa: F401
 from tests.runs.processes import run, start_run, write_config
+from tests.status.runs import T0, HandWrittenRun, stage_begin, start, step
 
 HEARTBEAT = {
     "stage": "deepcluster",
@@ -49,15 +51,94 @@ def test_running(tmp_path: Path) -> None:
     status = read_status(str(tmp_path))
     assert status.state == "running"
     assert (status.epoch, status.step, status.samples_per_second) == (4, 50, 128.0)
-    assert status.remaining_seconds == 50 * 64 / 128
+    assert status.remaining_seconds is None  # no record says when the stage began
     assert status.lines() == [
         f"{tmp_path}: running",
         "deepcluster, epoch 5 of 10, step 50 of 100, train",
-        "loss 2.5000, 128 samples/s, 25 s left",
+        "loss 2.5000, 128 samples/s",
         "no checkpoint yet",
         "last sign of progress 0 s ago",
         "attempt 1, 0 restarts, 0 steps repeated; 2 processes, slurm job 12_3",
     ]
+
+
+def test_remaining_time_is_at_the_pace_of_this_attempt(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.write(run.begin(), start(1, 0), stage_begin(0, 100))
+    attempt = run.begin()
+    run.write(attempt, start(2, 20, T0 + 1000), stage_begin(20, 100, T0 + 1010), step(30, 2.0, T0 + 1060))
+    run.beat(attempt, T0 + 1070, step=40, until_step=100)
+    status = read_status(str(tmp_path), T0 + 1072)
+    assert status.remaining_seconds == 60 * 60 / 20  # 20 steps took 60 s, clusterings included; 60 are left
+    run.beat(attempt, T0 + 1070, step=20, until_step=100)
+    assert read_status(str(tmp_path), T0 + 1072).remaining_seconds is None
+    run.beat(attempt, T0 + 1070, step=40, until_step=100, stage="another")
+    assert read_status(str(tmp_path), T0 + 1072).remaining_seconds is None
+
+
+def test_remaining_time_of_the_second_stage(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.write(run.begin(), start(1, 0), stage_begin(0, 100, stage="first"), step(50, 2.0))
+    reader = StatusReader(str(tmp_path))
+    run.beat(1, T0 + 50, stage="first", step=50, until_step=100)
+    assert reader.read(T0 + 51).remaining_seconds == 50.0
+    run.beat(1, T0 + 110, stage="second", step=100, until_step=120)
+    assert reader.read(T0 + 110).remaining_seconds is None
+    run.write(1, stage_begin(100, 120, T0 + 110, stage="second"))
+    run.beat(1, T0 + 116, stage="second", step=104, until_step=120)
+    assert reader.read(T0 + 116).remaining_seconds == 16 * 6 / 4
+
+
+def test_before_the_stage_has_begun_the_position_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.begin()
+    name = CheckpointName(16, "train", 1)
+    position = {"stage": "scan", "epoch": 3, "step": 16}
+    commit = Commit(name, position, {}, 1, "0", "2027-01-15T08:00:10+00:00").to_bytes()
+    run.directory.storage.write_bytes(f"{name.folder}/{COMMIT_FILE}", commit)
+    run.beat(1, T0 + 20, stage="simclr", epoch=0, step=16)
+    status = read_status(str(tmp_path), T0 + 20)
+    assert (status.stage, status.epoch, status.step) == ("scan", 3, 16)
+    assert status.last_checkpoint_age_seconds == 10
+    run.beat(1, T0 + 20, stage="scan", epoch=4, step=17, num_epochs=8)
+    status = read_status(str(tmp_path), T0 + 20)
+    assert (status.stage, status.epoch, status.step) == ("scan", 4, 17)
+
+
+def test_why_it_was_started_again(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    ends = [(75, "SIGTERM"), (75, None), (1, None), (3, None), (0, None), (2, None), (75, "SIGTERM"), (75, "SIGUSR2")]
+    for code, signal_name in ends:
+        run.end(run.begin(), code, "why", signal_name)
+    run.begin()  # and killed
+    run.begin()
+    run.beat(10, T0, step=1)
+    status = read_status(str(tmp_path), T0)
+    assert status.restart_reasons == {
+        "SIGTERM": 2,
+        "peer_lost": 1,
+        "failed": 1,
+        "stopped": 1,
+        "refused": 1,
+        "SIGUSR2": 1,
+        "killed": 1,
+    }
+    assert status.lines()[-1] == (
+        "attempt 10, 9 restarts (SIGTERM 2, peer lost 1, failed 1, stopped 1, refused 1, SIGUSR2 1, killed 1), "
+        "0 steps repeated; 2 processes, local"
+    )
+
+
+def test_of_an_attempt_that_has_ended_the_file_is_read_once(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.end(run.begin(), 75, "Preempted: SIGTERM", "SIGTERM")
+    reader = StatusReader(str(tmp_path))
+    assert reader.read(T0).state == "preempted"
+    run.begin()
+    (tmp_path / "attempts/0001.json").write_text("damaged since")
+    run.beat(2, T0, step=1)
+    status = reader.read(T0)
+    assert (status.state, status.attempt, status.restart_reasons) == ("running", 2, {"SIGTERM": 1})
 
 
 def test_stopping_and_what_a_stop_of_a_waiting_job_says(tmp_path: Path) -> None:
@@ -86,6 +167,11 @@ def test_ends(tmp_path: Path, code: int, state: str) -> None:
     status = read_status(str(tmp_path))
     assert (status.state, status.reason) == (state, None if code == 0 else "why")
     assert status.samples_per_second is None
+
+
+def test_needs_no_torch() -> None:
+    program = "import sys, dcdist.status.watch; assert not {'torch', 's3fs', 'pyarrow', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
