@@ -107,7 +107,7 @@ def _read_file(storage: Storage, path: str, remarks: list[str]) -> Iterator[Reco
         return
     damaged = []
     for number, line in enumerate(lines, start=1):
-        record = _parse(line)
+        record = parse_record(line)
         if record is None:
             damaged.append(str(number))
         else:
@@ -117,7 +117,7 @@ def _read_file(storage: Storage, path: str, remarks: list[str]) -> Iterator[Reco
         remarks.append(f"{path}: {which} damaged and left out.")
 
 
-def _parse(line: bytes) -> Record | None:
+def parse_record(line: bytes) -> Record | None:
     """None where the line is no record."""
     try:
         record = json.loads(line)

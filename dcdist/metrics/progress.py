@@ -19,7 +19,7 @@ def progress_sink(console: Console) -> TerminalProgress | PlainProgress:
     return TerminalProgress(console) if console.is_terminal else PlainProgress(console)
 
 
-class _Position:
+class Position:
     """Where the run is, from the records; the event "stage_begin" tells how far it goes."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class PlainProgress:
     def __init__(self, console: Console, every_seconds: float = PLAIN_EVERY_SECONDS) -> None:
         self._console = console
         self._every_seconds = every_seconds
-        self._position = _Position()
+        self._position = Position()
         self._printed_at: float | None = None
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class TerminalProgress:
     """A bar that stays on the last line, above it the lines of clusterings, epochs and events."""
 
     def __init__(self, console: Console) -> None:
-        self._position = _Position()
+        self._position = Position()
         self._bar = Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.fields[count]} {task.description}", markup=False),

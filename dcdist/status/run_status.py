@@ -11,9 +11,8 @@ from typing import Any
 from dcdist.commits import read_commit
 from dcdist.errors import ExitCode, UsageError
 from dcdist.metrics.heartbeat import EVERY_SECONDS, read_heartbeat
-from dcdist.metrics.jsonl import _parse as parse_record
-from dcdist.metrics.progress import _Position as Position
-from dcdist.metrics.progress import format_duration
+from dcdist.metrics.jsonl import parse_record
+from dcdist.metrics.progress import Position, format_duration
 from dcdist.run_directory import RunDirectory
 from dcdist.status.growing import GrowingLines
 from dcdist.storage import UPLOAD_EVERY_SECONDS

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dcdist.metrics.jsonl import Record
-from dcdist.metrics.jsonl import _parse as parse_record
+from dcdist.metrics.jsonl import Record, parse_record
 from dcdist.metrics.progress import describe_record
 from dcdist.run_directory import RunDirectory
 from dcdist.status.growing import GrowingLines
