@@ -31,6 +31,9 @@ class PullTogether(DeepCluster):
         clusters = super().losses(Outputs(outputs.logits, outputs.targets))["clusters"]
         return {"clusters": 1e-3 * clusters, "pull": outputs.features.float().square().sum(1).mean()}
 
+    def figures(self, outputs: PulledOutputs) -> dict[str, torch.Tensor]:
+        return {"feature_length": outputs.features.float().norm(dim=1).mean()}
+
 
 def install() -> None:
     """Makes `method: deepcluster` that one, in this process."""

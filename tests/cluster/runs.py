@@ -39,7 +39,7 @@ def reached(run: Path, attempt: int) -> int:
         return 0
 
 
-def wait_for_step(run: Path, step: int, attempt: int = 1, seconds: float = 60) -> None:
+def wait_for_step(run: Path, step: int, attempt: int = 1, seconds: float = 180) -> None:
     wait_for(
         lambda: reached(run, attempt) >= step,
         seconds,

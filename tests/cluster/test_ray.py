@@ -51,7 +51,7 @@ def dcdist(ray: RayCluster, *arguments: str, code: int = 0, **environment: str) 
 
 
 def wait_for_status(ray: RayCluster, job: str, status: str) -> None:
-    wait_for(lambda: ray.job_status(job) == status, 120, f"job {job} is {status}", lambda: ray.job_logs(job)[-3000:])
+    wait_for(lambda: ray.job_status(job) == status, 300, f"job {job} is {status}", lambda: ray.job_logs(job)[-3000:])
 
 
 def losses(run: Path) -> list[float]:
@@ -106,7 +106,7 @@ def test_stopped_on_request_it_is_not_started_again(ray: RayCluster, config: Pat
 
 def test_a_job_that_waits_for_machines_is_stopped_at_once(ray: RayCluster, config: Path) -> None:
     submit(ray, "waiting", config, "launch.resources.slot=2")  # no node has two
-    wait_for(lambda: "Requesting resources" in ray.job_logs("waiting"), 60, "Ray looks for machines")
+    wait_for(lambda: "Requesting resources" in ray.job_logs("waiting"), 180, "Ray looks for machines")
     ray.run("job", "stop", f"--address={ray.dashboard}", "waiting")
     wait_for(lambda: ray.job_status("waiting") == "STOPPED", 30, "the job is stopped")
     assert not (config.parent / "run").exists()

@@ -1,0 +1,224 @@
+"""Real runs under a real Prometheus: every query has data, a resume makes no jump, a collapse raises its alert."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dcdist.metrics.jsonl import read_attempts
+from dcdist.run_directory import RunDirectory
+from dcdist.storage import open_storage
+from tests.availability import unavailable
+from tests.cluster import collapsing
+from tests.cluster.prometheus import MONITORING, Prometheus, is_installed
+from tests.monitoring.queries import dashboard_queries, metrics_in, with_variables
+from tests.runs.conftest import experiment
+from tests.runs.processes import RunningRun, start_run, write_config
+
+# What a run on CPUs cannot have.
+WITHOUT_DATA = {"dcdist_gpu_memory_bytes"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What happened: a run of two processes was killed, resumed and stopped; another one collapsed all the while."""
+
+    prometheus: Prometheus
+    healthy: Path
+    collapsed: Path
+    began: float
+    killed: float
+    resumed: float  # its first scrape
+    ended: float
+    page: str  # of the resumed run
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Iterator[Watched]:
+    if not is_installed():
+        unavailable("prometheus and promtool are not installed")
+    folder = tmp_path_factory.mktemp("prometheus")
+    discovery = folder / "discovery"
+    prometheus = Prometheus(folder, discovery)
+    metrics = ["metrics.prometheus_port=0", f"metrics.prometheus_discovery={discovery}", "metrics.every_num_steps=1"]
+    metrics += ["train.num_epochs=100000", "checkpoint.every_num_steps=50"]  # until they are ended
+    healthy = write_config(folder / "healthy.yaml", experiment(digits_folder, folder / "healthy"))
+    collapsed = write_config(folder / "collapsed.yaml", experiment(digits_folder, folder / "collapsed"))
+    run = f'{{run="{folder}/healthy"}}'
+    began = time.time()
+    # Slowly, for features that are all equal end a run; so many clusters that 20 / K is a share.
+    pulled = ["train.learning_rate=0.003", "clustering.num_clusters=24", "clustering.every_num_epochs=20"]
+    other = start_run(collapsed, [*metrics, *pulled], prepare=collapsing.install)
+    first = start_run(healthy, metrics, num_processes=2)
+    try:
+        prometheus.wait_for(f"rate(dcdist_steps_total{run}[10s]) and dcdist_progress_steps{run} > 150")
+        time.sleep(10)
+        killed = time.time()
+        first.signal(signal.SIGKILL)
+        assert first.wait() == [-signal.SIGKILL] * 2
+        prometheus.wait_for(f'up{{instance="{folder}/healthy"}} == 0')
+        second = start_run(healthy, metrics, num_processes=2)
+        try:
+            prometheus.wait_for(f"dcdist_restarts{run} == 1 and on (run) rate(dcdist_steps_total{run}[10s]) > 0")
+            resumed = time.time()
+            alert = 'ALERTS{alertname="DcdistCollapse", sign="entropy", alertstate="firing"}'
+            prometheus.wait_for(f"last_over_time({alert}[10m])")
+            time.sleep(15)
+            page = scrape(discovery, folder / "healthy")
+            ended = time.time()
+            RunDirectory(str(folder / "healthy")).request_stop()
+            assert second.wait() == [3, 3]
+        finally:
+            end(second)
+        assert other.wait() == [1], "in the end its features are all equal"
+        yield Watched(prometheus, folder / "healthy", folder / "collapsed", began, killed, resumed, ended, page)
+    finally:
+        end(other)
+        end(first)
+        prometheus.stop()
+
+
+def end(run: RunningRun) -> None:
+    for process in run.processes:
+        process.kill()
+
+
+def scrape(discovery: Path, run: Path) -> str:
+    """/metrics of the run, as its discovery file says where it is."""
+    for path in discovery.glob("*.json"):
+        (entry,) = json.loads(path.read_bytes())
+        if entry["labels"]["instance"] == str(run):
+            command = ["curl", "--silent", "--fail", f"http://{entry['targets'][0]}/metrics"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    raise AssertionError(f"no file in {discovery} names {run}")
+
+
+def has_data(watched: Watched, expr: str) -> bool:
+    return bool(watched.prometheus.query_range(expr, watched.began, watched.ended))
+
+
+def test_every_query_of_every_panel_has_data(watched: Watched) -> None:
+    def asked(expr: str) -> str:
+        """In seconds, where a dashboard looks at an hour by minutes."""
+        return with_variables(expr.replace("[1h:1m]", "[10s:1s]"), rate_interval="10s", interval="1s", time_range="1m")
+
+    empty = [
+        f"{dashboard}, {panel}: {expr}"
+        for dashboard, panel, expr in dashboard_queries()
+        if not metrics_in(expr) & WITHOUT_DATA and not has_data(watched, asked(expr))
+    ]
+    assert not empty
+
+
+def test_every_rule_has_data(watched: Watched) -> None:
+    rules = [
+        rule for group in yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"] for rule in group["rules"]
+    ]
+    recorded = [rule["record"] for rule in rules if "record" in rule]
+    assert [name for name in recorded if not has_data(watched, name)] == []
+    # An alert's own expression has data where it fires alone; all that it asks for is there.
+    asked = {name for rule in rules if "alert" in rule for name in metrics_in(rule["expr"])}
+    assert [name for name in sorted(asked) if not has_data(watched, name)] == []
+
+
+def test_nothing_jumps_at_the_resume(watched: Watched) -> None:
+    run = f'{{run="{watched.healthy}"}}'
+    (series,) = watched.prometheus.series(f"dcdist_samples_total{run}", watched.began, watched.ended)
+    assert series["instance"] == str(watched.healthy), "one series, on whichever port the run answers"
+    (rate,) = watched.prometheus.query_range(
+        f"sum by (run) (rate(dcdist_samples_total{run}[5s]))", watched.began, watched.ended
+    )
+    assert max(float(value) for _, value in rate["values"]) <= 1.5 * fastest(watched.healthy, seconds=3.0)
+    (steps,) = watched.prometheus.query_range(
+        f"max by (run) (dcdist_progress_steps{run})", watched.began, watched.ended
+    )
+    values = [(at, float(value)) for at, value in steps["values"]]
+    before = max(value for at, value in values if at <= watched.killed)
+    after = min(value for at, value in values if at >= watched.resumed)
+    repeated = float(watched.prometheus.query(f"dcdist_repeated_steps{run}", watched.ended)[0]["value"][1])
+    assert after > before - 50 - 1, "it goes on from the newest checkpoint, not from 0"
+    assert 0 <= repeated <= 50
+    (reason,) = watched.prometheus.query(f"dcdist_preemptions{run}", watched.ended)
+    assert (reason["metric"]["reason"], reason["value"][1]) == ("killed", "1")
+
+
+def fastest(run: Path, seconds: float) -> float:
+    """Most samples a second over so many seconds, by the run's own records."""
+    attempts, _ = read_attempts(open_storage(str(run)))
+    rates = []
+    for records in attempts.values():
+        steps = [(record["time"], record["step"]) for record in records if record["kind"] == "step"]
+        for time_, step in steps:
+            later = next(((end, last) for end, last in steps if end >= time_ + seconds), None)
+            if later is not None:
+                rates.append((later[1] - step) * 16 / (later[0] - time_))
+    return max(rates)
+
+
+def test_the_collapse_alert_fires_on_the_collapsing_run_alone(watched: Watched) -> None:
+    fired = watched.prometheus.query_range(
+        'ALERTS{alertname="DcdistCollapse", alertstate="firing"}', watched.began, watched.ended
+    )
+    assert {alert["metric"]["run"] for alert in fired} == {str(watched.collapsed)}
+    assert {alert["metric"]["sign"] for alert in fired} >= {"entropy", "largest"}
+
+
+def test_of_the_healthy_run_nothing_fires(watched: Watched) -> None:
+    fired = watched.prometheus.query_range(
+        f'ALERTS{{run="{watched.healthy}", alertstate="firing"}}', watched.began, watched.ended
+    )
+    assert [alert["metric"] for alert in fired] == []
+
+
+def test_the_end_is_seen_and_the_target_goes(watched: Watched) -> None:
+    run = f'{{run="{watched.healthy}"}}'
+    (finished,) = watched.prometheus.query(f"last_over_time(dcdist_finished{run}[10m])")
+    assert finished["value"][1] == "1", "stopped on request: nobody waits for it"
+    (other,) = watched.prometheus.query(f'last_over_time(dcdist_finished{{run="{watched.collapsed}"}}[10m])')
+    assert other["value"][1] == "0", "failed: somebody should look"
+    deadline = time.monotonic() + 30
+    while watched.prometheus.query('up{job="dcdist"}'):
+        assert time.monotonic() < deadline, "targets of runs that have ended stay"
+        time.sleep(0.5)
+
+
+def test_what_is_served_is_what_is_documented(watched: Watched) -> None:
+    """Of a method with labels and no GPU, whose run was killed once: everything but what those bring."""
+    documented = documented_metrics()
+    exported: dict[str, tuple[str, set[str]]] = {}
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", watched.page, re.MULTILINE))
+    for name, listed in re.findall(r"^(dcdist_\w+)\{(.*)\} \S+$", watched.page, re.MULTILINE):
+        family = re.sub(r"_(bucket|count|sum|gcount|gsum|created)$", "", name) if name not in kinds else name
+        if family not in kinds or name.endswith("_created"):
+            continue
+        kind = "gaugehistogram" if f"{family}_gcount" in kinds else kinds[family]
+        if family.endswith(("_gcount", "_gsum")):
+            continue
+        labels = set(re.findall(r'(\w+)="', listed)) - {"le"}
+        exported[family] = (kind, exported.get(family, (kind, set()))[1] | labels)
+    missing = documented.keys() - exported.keys()
+    assert missing == {"dcdist_gpu_memory_bytes", "dcdist_figure"}
+    assert exported == {name: documented[name] for name in exported}
+
+
+def documented_metrics() -> dict[str, tuple[str, set[str]]]:
+    """Name -> type and labels, of the tables in docs/metrics.md."""
+    text = (MONITORING.parent / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(dcdist_\w+)` \| (\w+) \| ([\w, ]+) \|", text, re.MULTILINE)
+    return {name: (kind, set(labels.split(", "))) for name, kind, labels in rows}
+
+
+def test_the_page_is_clean(watched: Watched) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=watched.page, capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
