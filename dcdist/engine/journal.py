@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -94,6 +95,10 @@ class Journal:
         self._window.begin(self._step_began)
         self._window.waited += seconds
 
+    def records_next_step(self) -> bool:
+        """Whether the step to come ends with a record."""
+        return (self._progress.step + 1) % self._every_num_steps == 0
+
     def step(self, sums: StepSums, learning_rate: float) -> None:
         """Counts a step. Collective at every record."""
         for window, values in ((self._window.losses, sums.losses), (self._window.figures, sums.figures)):
@@ -101,7 +106,7 @@ class Journal:
                 window[name] = window.get(name, 0.0) + value
                 self._window.counts[name] = self._window.counts.get(name, 0) + 1
         if sums.gradient_norm is not None:
-            self._window.add_gradient(sums.gradient_norm)
+            self._window.gradient_norm = sums.gradient_norm
         self._window.num_steps += 1
         self._window.learning_rate = learning_rate
         seconds = time.perf_counter() - self._step_began
@@ -145,12 +150,11 @@ class Journal:
             torch.cat(
                 [
                     torch.tensor([float(values[name]) for values, name in entries], dtype=torch.float64),
-                    window.gradients.double().cpu(),
                     self._machines.own(window.waited),
                 ]
             )
         )
-        sums, gradients, machines = torch.tensor_split(reduced, [len(entries), len(entries) + len(window.gradients)])
+        sums, machines = torch.tensor_split(reduced, [len(entries)])
         means = [
             float(total) / self._num_microbatches / window.counts[name]
             for (_, name), total in zip(entries, sums, strict=True)
@@ -160,7 +164,7 @@ class Journal:
             for own in (window.losses, window.figures)
         )
         waited = self._machines.add(machines)
-        norm, num_updates, num_nonfinite = (gradients / self._collectives.world_size).tolist()
+        gradient_norm = None if window.gradient_norm is None else float(window.gradient_norm)
         is_finite = bool(np.isfinite(list(losses.values())).all())
         self._epoch.add(losses, figures, window, waited)
         self._record(
@@ -168,11 +172,11 @@ class Journal:
             loss=_total(losses),
             losses=losses,
             **({"figures": figures} if figures else {}),
-            **({"gradient_norm": norm / num_updates} if num_updates else {}),
+            **({} if gradient_norm is None else {"gradient_norm": gradient_norm}),
             learning_rate=window.learning_rate,
             samples_per_second=window.num_steps * self._samples_per_step / max(window.seconds(), 1e-9),
             data_wait_ratio=waited / max(window.seconds(), 1e-9),
-            nonfinite_steps=max(round(num_nonfinite), 0 if is_finite else 1),
+            nonfinite_steps=int(not is_finite or not math.isfinite(gradient_norm or 0.0)),
         )
         if not is_finite:
             last = self._progress.step
@@ -297,18 +301,13 @@ class _Window:
         self.num_earlier_steps = 0  # of the epoch, before this attempt; no speed is theirs
         self.waited = 0.0
         self.learning_rate = 0.0
-        self.gradients = torch.zeros(3)  # sum of norms, updates, and those among them with a norm that is not finite
+        self.gradient_norm: torch.Tensor | None = None  # the newest that was asked for
         self._began: float | None = None
 
     def begin(self, now: float) -> None:
         """The first step's beginning counts: saving and clustering before it are no training."""
         if self._began is None:
             self._began = now
-
-    def add_gradient(self, norm: torch.Tensor) -> None:
-        """Counts an update, without waiting for the device."""
-        one = torch.ones_like(norm)
-        self.gradients = self.gradients.to(norm) + torch.stack([norm, one, ~norm.isfinite() * one])
 
     def add(self, losses: dict[str, float], figures: dict[str, float], window: _Window, waited: float) -> None:
         """Takes over a window's means."""

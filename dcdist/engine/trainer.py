@@ -93,7 +93,9 @@ class Trainer:
         self.journal.planned(plan)
         with self.journal.phase("train"):
             for microbatches, seeds in self.load_steps(plan, epoch):
-                sums, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage)
+                sums, learning_rate = self.training_step(
+                    microbatches, seeds, self.progress.step_in_stage, measured=self.journal.records_next_step()
+                )
                 self.progress.advance_step()
                 self.journal.step(sums, learning_rate)
                 fault_point("train:step")

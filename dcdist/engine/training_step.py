@@ -93,7 +93,7 @@ class StepSums:
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     figures: dict[str, torch.Tensor] = field(default_factory=dict)
-    gradient_norm: torch.Tensor | None = None  # L2, of the step's gradients, the same on every rank; no sum
+    gradient_norm: torch.Tensor | None = None  # L2, of the step's gradients, the same on every rank, where asked for
 
     def add(self, losses: dict[str, torch.Tensor], figures: dict[str, torch.Tensor], num_microbatches: int) -> None:
         """Adds means over so many microbatches."""
@@ -141,13 +141,16 @@ class TrainingStep:
         return range(self._num_microbatches * rank // world_size, self._num_microbatches * (rank + 1) // world_size)
 
     def __call__(
-        self, microbatches: Sequence[Microbatch], seeds: Sequence[int], step_in_stage: int
+        self, microbatches: Sequence[Microbatch], seeds: Sequence[int], step_in_stage: int, measured: bool = False
     ) -> tuple[StepSums, float]:
-        """Trains on this rank's microbatches of one step; returns its sums over them and the learning rate."""
+        """Trains on this rank's microbatches of one step; returns its sums over them and the learning rate.
+
+        `measured` asks for the norm of the gradients, which reads all of them once more.
+        """
         self.method.train()
         sums = StepSums()
         kept = (self._coupled if self.method.couples_samples else self._one_by_one)(microbatches, seeds, sums)
-        if sums.losses:
+        if measured and sums.losses:
             sums.gradient_norm = nn.utils.get_total_norm(
                 parameter.grad for parameter in self.method.parameters() if parameter.grad is not None
             )

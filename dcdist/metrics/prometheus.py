@@ -26,7 +26,7 @@ _STAGE = ("run", "stage", "method")
 # What a record of a kind holds -> its metric, and what that says. The values are gauges that a stage takes along.
 _OF_STEPS = {
     "learning_rate": ("dcdist_learning_rate", "Learning rate of the newest step"),
-    "gradient_norm": ("dcdist_gradient_norm", "L2 norm of the gradients, mean over the steps of the newest record"),
+    "gradient_norm": ("dcdist_gradient_norm", "L2 norm of the gradients of the newest step that was recorded"),
 }
 _OF_CLUSTERINGS = {
     "num_clusters": ("dcdist_clusters", "Number of clusters K"),

@@ -124,24 +124,31 @@ def test_a_loss_that_is_not_finite_names_the_steps(loss: float, kept: Kept, cloc
     assert record["nonfinite_steps"] == 1, "who watches learns why the run ended"
 
 
-def test_gradients_are_counted_and_their_norms_averaged(kept: Kept) -> None:
+@pytest.mark.parametrize("norm", [2.5, math.inf, math.nan])
+def test_a_record_has_the_newest_norm_of_the_gradients(norm: float, kept: Kept) -> None:
     log, progress = journal(kept, every_num_steps=10)
-    for norm in (2.0, None, 4.0):  # None: a step that had nothing to learn from
+    for newest in (1.0, norm, None):  # None: a step that nobody asked of
         progress.advance_step()
-        losses = {} if norm is None else {"clusters": torch.tensor(3.0)}
-        log.step(StepSums(losses, {}, None if norm is None else torch.tensor(norm)), 0.5)
+        losses = {"clusters": torch.tensor(3.0)}
+        log.step(StepSums(losses, {}, None if newest is None else torch.tensor(newest)), 0.5)
     log.flush()
-    assert (kept.records[0]["gradient_norm"], kept.records[0]["nonfinite_steps"]) == (3.0, 0)
-    for norm in (math.inf, 1.0, math.nan):
-        progress.advance_step()
-        log.step(StepSums({"clusters": torch.tensor(3.0)}, {}, torch.tensor(norm)), 0.5)
-    log.flush()
-    assert math.isnan(kept.records[1]["gradient_norm"])
-    assert kept.records[1]["nonfinite_steps"] == 2
+    (record,) = kept.records
+    assert record["gradient_norm"] == pytest.approx(norm, nan_ok=True)
+    assert record["nonfinite_steps"] == int(not math.isfinite(norm))
     progress.advance_step()
     log.step(StepSums({}, {}), 0.5)
     log.flush()
-    assert "gradient_norm" not in kept.records[2]
+    assert "gradient_norm" not in kept.records[1]
+
+
+def test_the_norm_is_asked_of_steps_that_end_with_a_record(kept: Kept) -> None:
+    log, progress = journal(kept, every_num_steps=3)
+    asked = []
+    for step in range(1, 8):
+        if log.records_next_step():
+            asked.append(step)
+        progress.advance_step()
+    assert asked == [3, 6]
 
 
 def test_an_epoch_ends_with_what_the_machines_used(kept: Kept, clock: Clock) -> None:

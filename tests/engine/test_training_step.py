@@ -64,10 +64,12 @@ def train(collectives: Collectives, num_steps: int, kind: str) -> dict[str, Any]
     own = training_step.own_microbatches()
     loss = 0.0
     for step in range(num_steps):
-        sums, _ = training_step([_microbatch(step, n) for n in own], [1000 * step + n for n in own], step)
+        seeds = [1000 * step + n for n in own]
+        sums, _ = training_step([_microbatch(step, n) for n in own], seeds, step, measured=step + 1 == num_steps)
+        assert (sums.gradient_norm is not None) == (step + 1 == num_steps)
         loss = float(collectives.all_reduce_sum(sums.losses["clusters"].double().reshape(1))) / NUM_MICROBATCHES
     state = {name: value.numpy() for name, value in method.state_dict().items()}
-    return {"state": state, "loss": loss}
+    return {"state": state, "loss": loss, "norm": float(sums.gradient_norm)}
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -77,6 +79,7 @@ def test_weights_and_running_statistics_agree_with_one_process(world_size: int, 
     together = run_processes(train, world_size, 3, kind)
     for rank in range(world_size):
         assert together[rank]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert together[rank]["norm"] == pytest.approx(alone["norm"], rel=1e-5)
         for name, value in alone["state"].items():
             np.testing.assert_allclose(together[rank]["state"][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
             np.testing.assert_array_equal(together[rank]["state"][name], together[0]["state"][name], err_msg=name)
@@ -108,5 +111,7 @@ def test_gradient_is_that_of_the_mean_loss_over_the_step() -> None:
     loss.backward()
     before = _method().heads[0].linear.weight.detach()
     expected = before - 0.05 * (reference.heads[0].linear.weight.grad + 1e-4 * before)
-    state = train(Collectives(), 1, "sgd")["state"]
-    np.testing.assert_allclose(state["heads.0.linear.weight"], expected.detach(), rtol=1e-5, atol=1e-7)
+    trained = train(Collectives(), 1, "sgd")
+    np.testing.assert_allclose(trained["state"]["heads.0.linear.weight"], expected.detach(), rtol=1e-5, atol=1e-7)
+    norm = torch.cat([parameter.grad.flatten() for parameter in reference.parameters()]).norm()
+    assert trained["norm"] == pytest.approx(float(norm), rel=1e-5)
