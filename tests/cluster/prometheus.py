@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,12 @@ class Prometheus:
         folder: for its config, data and log.
         discovery: folder of files, as metrics.prometheus_discovery has it.
         data: a finished TSDB to serve instead of a new one.
+        scrape: what else the scrape config has: tls_config, basic_auth.
     """
 
-    def __init__(self, folder: Path, discovery: Path, data: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, discovery: Path, data: Path | None = None, scrape: Mapping[str, Any] | None = None
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -39,6 +43,7 @@ class Prometheus:
         config["rule_files"] = [str(MONITORING / name) for name in config["rule_files"]]
         (own,) = (job for job in config["scrape_configs"] if job["job_name"] == "dcdist")
         own["file_sd_configs"] = [{"files": [f"{discovery}/dcdist-*.json"], "refresh_interval": "1s"}]
+        own |= scrape or {}
         config["scrape_configs"] = [own]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self.log = folder / "prometheus.log"

@@ -20,17 +20,22 @@ from dcdist.storage import open_storage
 from tests.availability import unavailable
 from tests.cluster import collapsing
 from tests.cluster.prometheus import MONITORING, Prometheus, is_installed
+from tests.metrics.certificates import write_certificate
 from tests.monitoring.queries import dashboard_queries, metrics_in, with_variables
 from tests.runs.conftest import experiment
 from tests.runs.processes import RunningRun, start_run, write_config
 
+CREDENTIALS = "prometheus:secret"
 # What a run on CPUs cannot have.
 WITHOUT_DATA = {"dcdist_gpu_memory_bytes"}
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What happened: a run of two processes was killed, resumed and stopped; another one collapsed all the while."""
+    """What happened: a run of two processes was killed, resumed and stopped; another one collapsed all the while.
+
+    The first one was read over TLS with a password, the other without.
+    """
 
     prometheus: Prometheus
     healthy: Path
@@ -48,7 +53,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> It
         unavailable("prometheus and promtool are not installed")
     folder = tmp_path_factory.mktemp("prometheus")
     discovery = folder / "discovery"
-    prometheus = Prometheus(folder, discovery)
+    certificate, key = write_certificate(folder)
+    (folder / "credentials").write_text(CREDENTIALS)
+    user, _, password = CREDENTIALS.partition(":")
+    secured = [f"metrics.prometheus_certificate={certificate}", f"metrics.prometheus_private_key={key}"]
+    secured += [f"metrics.prometheus_credentials={folder / 'credentials'}"]
+    scrape_config = {
+        "tls_config": {"ca_file": str(certificate)},
+        "basic_auth": {"username": user, "password": password},
+    }
+    prometheus = Prometheus(folder, discovery, scrape=scrape_config)
     metrics = ["metrics.prometheus_port=0", f"metrics.prometheus_discovery={discovery}", "metrics.every_num_steps=1"]
     metrics += ["train.num_epochs=100000", "checkpoint.every_num_steps=50"]  # until they are ended
     healthy = write_config(folder / "healthy.yaml", experiment(digits_folder, folder / "healthy"))
@@ -58,7 +72,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> It
     # Slowly, for features that are all equal end a run; so many clusters that 20 / K is a share.
     pulled = ["train.learning_rate=0.003", "clustering.num_clusters=24", "clustering.every_num_epochs=20"]
     other = start_run(collapsed, [*metrics, *pulled], prepare=collapsing.install)
-    first = start_run(healthy, metrics, num_processes=2)
+    first = start_run(healthy, [*metrics, *secured], num_processes=2)
     try:
         prometheus.wait_for(f"rate(dcdist_steps_total{run}[10s]) and dcdist_progress_steps{run} > 150")
         time.sleep(10)
@@ -66,14 +80,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> It
         first.signal(signal.SIGKILL)
         assert first.wait() == [-signal.SIGKILL] * 2
         prometheus.wait_for(f'up{{instance="{folder}/healthy"}} == 0')
-        second = start_run(healthy, metrics, num_processes=2)
+        second = start_run(healthy, [*metrics, *secured], num_processes=2)
         try:
             prometheus.wait_for(f"dcdist_restarts{run} == 1 and on (run) rate(dcdist_steps_total{run}[10s]) > 0")
             resumed = time.time()
             alert = 'ALERTS{alertname="DcdistCollapse", sign="entropy", alertstate="firing"}'
             prometheus.wait_for(f"last_over_time({alert}[10m])")
             time.sleep(15)
-            page = scrape(discovery, folder / "healthy")
+            page = scrape(discovery, folder / "healthy", certificate)
             ended = time.time()
             RunDirectory(str(folder / "healthy")).request_stop()
             assert second.wait() == [3, 3]
@@ -92,12 +106,13 @@ def end(run: RunningRun) -> None:
         process.kill()
 
 
-def scrape(discovery: Path, run: Path) -> str:
+def scrape(discovery: Path, run: Path, certificate: Path) -> str:
     """/metrics of the run, as its discovery file says where it is."""
     for path in discovery.glob("*.json"):
         (entry,) = json.loads(path.read_bytes())
         if entry["labels"]["instance"] == str(run):
-            command = ["curl", "--silent", "--fail", f"http://{entry['targets'][0]}/metrics"]
+            url = f"{entry['labels']['__scheme__']}://{entry['targets'][0]}/metrics"
+            command = ["curl", "--silent", "--fail", "--cacert", str(certificate), "--user", CREDENTIALS, url]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     raise AssertionError(f"no file in {discovery} names {run}")
 

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import ssl
-import subprocess
 import threading
 import time
 import urllib.error
@@ -21,6 +20,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from dcdist.errors import UsageError
 from dcdist.metrics import prometheus_endpoint
 from dcdist.metrics.prometheus_endpoint import DiscoveryFile, Endpoint, TextFile
+from tests.metrics.certificates import write_certificate
 
 
 @pytest.fixture
@@ -32,17 +32,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
+    return write_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def get(endpoint: Endpoint, scheme: str = "http", user: str | None = None, trusted: Path | None = None) -> str:
