@@ -121,7 +121,7 @@ class RunStatus:
         if self.launcher is None:
             return ""
         job = f" job {self.launcher['job']}" if "job" in self.launcher else ""
-        return f"; {self.num_processes} processes, {self.launcher['name']}{job}"
+        return f"; {self.num_processes} process{'es' * (self.num_processes != 1)}, {self.launcher['name']}{job}"
 
 
 class StatusReader:
