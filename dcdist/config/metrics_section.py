@@ -19,13 +19,16 @@ class MetricsSection(Section):
         None, "rank 0 serves /metrics there; 0 takes a free port", PLACEMENT
     )
     prometheus_address: str | None = key(
-        None, "interface of /metrics; null: 127.0.0.1 of a run started here, all under a launcher", PLACEMENT
+        None, "interface of /metrics; null: all in a job of SLURM or Ray, else 127.0.0.1", PLACEMENT
+    )
+    prometheus_host: str | None = key(
+        None, "what others call this machine, for the discovery; null: the address of its default route", PLACEMENT
     )
     prometheus_discovery: str | None = key(
         None, "folder that Prometheus watches (file_sd_configs): a file there names the port", PLACEMENT
     )
     prometheus_textfile: str | None = key(
-        None, "file in the folder of node_exporter's textfile collector, where nothing may listen", PLACEMENT
+        None, "folder of node_exporter's textfile collector, where nothing may listen", PLACEMENT
     )
     prometheus_certificate: str | None = key(None, "PEM file: /metrics speaks TLS", PLACEMENT)
     prometheus_private_key: str | None = key(None, "PEM file; null: the certificate's file has it", PLACEMENT)
@@ -33,7 +36,7 @@ class MetricsSection(Section):
 
     @model_validator(mode="after")
     def _nothing_is_asked_for_in_vain(self) -> MetricsSection:
-        of_endpoint = ("discovery", "certificate", "credentials")
+        of_endpoint = ("discovery", "certificate", "credentials", "host")
         given = [
             f"metrics.prometheus_{name}" for name in of_endpoint if getattr(self, f"prometheus_{name}") is not None
         ]
@@ -41,9 +44,4 @@ class MetricsSection(Section):
             raise ValueError(f"{given[0]} is given without metrics.prometheus_port: 0 takes a free port")
         if self.prometheus_private_key is not None and self.prometheus_certificate is None:
             raise ValueError("metrics.prometheus_private_key is given without metrics.prometheus_certificate")
-        if self.prometheus_textfile is not None and not self.prometheus_textfile.endswith(".prom"):
-            raise ValueError(
-                f"metrics.prometheus_textfile={self.prometheus_textfile} is not read by node_exporter: "
-                "the name must end in .prom"
-            )
         return self

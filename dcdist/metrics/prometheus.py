@@ -6,20 +6,16 @@ rank, epoch or cluster, whose values would make new series for ever.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import GaugeHistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dcdist.metrics.prometheus_endpoint import REFRESH_EVERY_SECONDS
-
-logger = logging.getLogger(__name__)
+from dcdist.metrics.prometheus_outlets import KeptOutlets, Outlet
 
 _STAGE = ("run", "stage", "method")
 
@@ -42,24 +38,10 @@ _OF_CLUSTERINGS = {
 }
 _OF_MACHINES = {
     "processes": ("dcdist_processes", "Training processes on the machine"),
-    "memory_bytes": ("dcdist_memory_bytes", "Resident memory of the machine's processes of this run"),
+    "memory_bytes": ("dcdist_memory_bytes", "Memory of the machine's processes of this run"),
     "gpu_memory_bytes": ("dcdist_gpu_memory_bytes", "Most memory that torch has held on the machine's GPUs"),
 }
 _STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
-
-
-class Outlet(Protocol):
-    """Where others find the metrics: prometheus_endpoint has some."""
-
-    def refresh(self) -> None:
-        """Called every REFRESH_EVERY_SECONDS."""
-        ...
-
-    def last_look(self) -> None:
-        """Returns when the figures as they are now have been seen, or enough time has passed."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,6 +66,7 @@ class PrometheusSink:
 
     def __init__(self, identity: Identity, open_outlets: Callable[[CollectorRegistry], Sequence[Outlet]]) -> None:
         self._identity = identity
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for each counter and bucket, that nothing asks for
         self._registry = CollectorRegistry()
         self._stage = ""
         self._samples_per_step = 0
@@ -91,10 +74,7 @@ class PrometheusSink:
         self._awaits_last_look = False
         self._of_run()
         self._of_stage()
-        self._outlets = list(open_outlets(self._registry))
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="dcdist-prometheus", daemon=True)
-        self._thread.start()
+        self._outlets = KeptOutlets(open_outlets(self._registry))
 
     def _of_run(self) -> None:
         identity = self._identity
@@ -107,11 +87,14 @@ class PrometheusSink:
             "dcdist_progress_timestamp_seconds", "When the run last passed a step, a feature batch or an iteration"
         )
         self._progressed_at.set_to_current_time()
-        self._restarts = self._run_gauge("dcdist_restarts", "Starts of the run after the first")
+        # Shown from the event "start" on: a 0 before it would look like a run that begins anew.
+        self._restarts = self._gauge("dcdist_restarts", "Starts of the run after the first", ("run",))
         self._preemptions = self._gauge(
             "dcdist_preemptions", "Earlier attempts by why they ended before the run did", ("run", "reason")
         )
-        self._repeated = self._run_gauge("dcdist_repeated_steps", "Training steps that restarts did again, in all")
+        self._repeated = self._gauge(
+            "dcdist_repeated_steps", "Training steps that restarts did again, in all", ("run",)
+        )
         self._first_step_after = self._gauge(
             "dcdist_start_to_first_step_seconds", "From the start of the job to the end of its first step", ("run",)
         )
@@ -219,8 +202,8 @@ class PrometheusSink:
         run = self._identity.run
         match record["event"]:
             case "start":
-                self._restarts.set(record["attempt"] - 1)
-                self._repeated.set(record["repeated_steps_in_all"])
+                self._restarts.labels(run).set(record["attempt"] - 1)
+                self._repeated.labels(run).set(record["repeated_steps_in_all"])
                 for reason, count in record["preemptions"].items():
                     self._preemptions.labels(run, reason).set(count)
             case "first_step":
@@ -257,7 +240,7 @@ class PrometheusSink:
                     self._waited.labels(*labels, node).inc(seconds)
             case "collapse":
                 self._collapses.labels(*labels).inc()
-            case "clusters_of_before":
+            case "clusters_of_before" | "stage_done":
                 self._set_clusters(record)
 
     def _write_step(self, record: Mapping[str, Any]) -> None:
@@ -307,22 +290,7 @@ class PrometheusSink:
 
     def close(self) -> None:
         """Where the run does not go on elsewhere, its last figures are shown until they have been seen."""
-        self._closed.set()
-        self._thread.join()
-        if self._awaits_last_look:
-            for outlet in self._outlets:
-                outlet.last_look()
-        for outlet in self._outlets:
-            outlet.close()
-        self._outlets = []
-
-    def _refresh(self) -> None:
-        while not self._closed.wait(REFRESH_EVERY_SECONDS):
-            for outlet in self._outlets:
-                try:
-                    outlet.refresh()
-                except OSError as error:  # tried again soon
-                    logger.warning("metrics for Prometheus cannot be written for now: %s", error)
+        self._outlets.close(self._awaits_last_look)
 
 
 class _SizeHistogram(Collector):

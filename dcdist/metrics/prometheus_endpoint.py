@@ -1,4 +1,8 @@
-"""Where Prometheus finds a run's metrics: an address, a file that names it, or a file for node_exporter."""
+"""Where Prometheus finds a run's metrics: an address, a file that names it, or a file for node_exporter.
+
+Files are touched in `refresh`, `last_look` and `close` alone, which may hang where a network file system does: their
+caller has a thread for that.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server, write_to_textfile
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app, start_http_server
 
 from dcdist.errors import UsageError
+from dcdist.metrics.prometheus_outlets import LAST_LOOK_SECONDS
 
 logger = logging.getLogger(__name__)
 
-LAST_LOOK_SECONDS = 30.0  # two of Prometheus' usual intervals
-REFRESH_EVERY_SECONDS = 15.0
 STALE_AFTER_SECONDS = 24 * 3600.0  # of files that nobody refreshes: a killed run's alerts last until then
 _WATCHED_WITHIN_SECONDS = 300.0
 _ANSWER_WITHIN_SECONDS = 10.0  # of a client that connects and says nothing
@@ -83,13 +86,15 @@ class Endpoint:
         server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"timeout": _ANSWER_WITHIN_SECONDS})
         if certificate is not None:
             server.socket.do_handshake_on_connect = False  # but in the request's thread: a slow client holds up nobody
+        server.handle_error = _note_error
         server.set_app(app)
         self._server, self.port = server, server.server_port
 
     def _noticing(self, app: App) -> App:
         def noticing(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            began = time.monotonic()
             answer = app(environment, start_response)
-            self._asked_at = time.monotonic()
+            self._asked_at = began  # what came later is not in this answer
             return answer
 
         return noticing
@@ -122,18 +127,30 @@ class DiscoveryFile:
 
     Args:
         folder: that Prometheus watches; created where it is missing.
-        run: the run's folder.
+        run: its label.
         target: HOST:PORT.
         tls: whether it speaks HTTPS.
     """
 
     def __init__(self, folder: Path, run: str, target: str, tls: bool) -> None:
-        self._path = folder / f"dcdist-{hashlib.sha256(run.encode()).hexdigest()[:16]}.json"
+        self._path = folder / f"{_file_name(run)}.json"
         labels = {"instance": run, **({"__scheme__": "https"} if tls else {})}
         self._content = json.dumps([{"targets": [target], "labels": labels}]).encode()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._remove_stale()
-        _replace(self._path, self._content)
+        self._is_there = False
+
+    def refresh(self) -> None:
+        """Writes the file, then keeps it young; where a newer attempt has written its own, that one stays."""
+        if not self._is_there:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
+            _replace(self._path, self._content)
+            self._is_there = True
+            return
+        try:
+            if self._path.read_bytes() == self._content:
+                os.utime(self._path)
+        except FileNotFoundError:  # somebody took it for stale
+            _replace(self._path, self._content)
 
     def _remove_stale(self) -> None:
         for path in self._path.parent.glob("dcdist-*.json"):
@@ -142,14 +159,6 @@ class DiscoveryFile:
                     path.unlink()
             except OSError as error:  # another run was quicker, or it is somebody else's
                 logger.info("%s is left: %s", path, error)
-
-    def refresh(self) -> None:
-        """Keeps the file young; where another attempt has written its own, that one stays."""
-        try:
-            if self._path.read_bytes() == self._content:
-                os.utime(self._path)
-        except FileNotFoundError:
-            _replace(self._path, self._content)
 
     def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
         """Nothing is in the file that should be read once more."""
@@ -168,17 +177,17 @@ class TextFile:
 
     Args:
         registry: what is written.
-        path: ending in .prom, in the collector's folder.
+        folder: the collector's; created where it is missing.
+        run: its label.
     """
 
-    def __init__(self, registry: CollectorRegistry, path: Path) -> None:
-        self._registry, self._path = registry, path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.refresh()
+    def __init__(self, registry: CollectorRegistry, folder: Path, run: str) -> None:
+        self._registry, self._path = registry, folder / f"{_file_name(run)}.prom"
 
     def refresh(self) -> None:
         """Replaces the file as a whole."""
-        write_to_textfile(str(self._path), self._registry)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(self._path, generate_latest(self._registry))
 
     def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
         """Leaves the last figures there for so long: who reads the file does not say so."""
@@ -219,13 +228,26 @@ def _read_credentials(path: Path) -> bytes:
 
 def _check_certificate(certificate: Path, private_key: Path | None) -> None:
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, _no_password)
     except OSError as error:  # ssl.SSLError is one
         key = f" with metrics.prometheus_private_key={private_key}" if private_key else ""
         raise UsageError(
             f"metrics.prometheus_certificate={certificate}{key} cannot be used: {error}; expected PEM files of a "
             "certificate and its private key"
         ) from error
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the private key is encrypted, and nobody is there to be asked for its password")
+
+
+def _note_error(_request: Any, client: Any) -> None:
+    """Of a client that speaks another protocol, or nothing: no business of who trains."""
+    logger.debug("a client at %s got no metrics", client, exc_info=True)
+
+
+def _file_name(run: str) -> str:
+    return f"dcdist-{hashlib.sha256(run.encode()).hexdigest()[:16]}"
 
 
 def _replace(path: Path, content: bytes) -> None:

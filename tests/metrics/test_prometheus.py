@@ -249,9 +249,24 @@ def test_the_last_figures_are_shown_where_the_run_does_not_go_on(
     watched.write(record("event", 9, event="end", exit_code=0, finished=finished, goes_on=goes_on))
     assert watched.values()["dcdist_finished"] == {(): float(finished)}
     watched.sink.close()
-    assert watched.outlet.calls == calls
+    assert watched.outlet.calls == ["refresh", *calls]
     watched.sink.close()
-    assert watched.outlet.calls == calls, "closing again is nothing"
+    assert watched.outlet.calls == ["refresh", *calls], "closing again is nothing"
+
+
+def test_before_the_start_is_recorded_no_restart_is_shown() -> None:
+    watched = Watched()
+    assert not {"dcdist_restarts", "dcdist_repeated_steps"} & watched.values().keys(), "not even 0, of a 20th attempt"
+    watched.sink.close()
+
+
+def test_the_end_of_a_stage_shows_its_final_clusters(watched: Watched) -> None:
+    watched.write(stage_begin(0, stage="second"))  # a method without clusters
+    final = {**clustering(100, seconds={}), "kind": "event", "event": "stage_done", "stage": "second"}
+    watched.write(final)
+    values = watched.values("second")
+    assert values["dcdist_clusters"] == {(("head", "0"),): 50.0}
+    assert values["dcdist_clusterings_total"] == {(): 0.0}
 
 
 def test_without_an_interval_none_is_shown() -> None:

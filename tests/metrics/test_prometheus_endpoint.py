@@ -8,14 +8,18 @@ import logging
 import os
 import socket
 import ssl
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from dcdist.errors import UsageError
 from dcdist.metrics import prometheus_endpoint
@@ -147,6 +151,8 @@ def test_a_discovery_file_names_the_target_and_is_gone_at_the_end(tmp_path: Path
     folder = tmp_path / "deep" / "discovery"
     first = DiscoveryFile(folder, "/runs/a", "n1:9400", tls=False)
     second = DiscoveryFile(folder, "/runs/b", "n2:9401", tls=True)
+    first.refresh()
+    second.refresh()
     contents = sorted((json.loads(path.read_bytes()) for path in folder.iterdir()), key=str)
     assert contents == [
         [{"targets": ["n1:9400"], "labels": {"instance": "/runs/a"}}],
@@ -161,7 +167,9 @@ def test_a_discovery_file_names_the_target_and_is_gone_at_the_end(tmp_path: Path
 
 def test_the_next_attempt_takes_the_file_over(tmp_path: Path) -> None:
     killed = DiscoveryFile(tmp_path, "/runs/a", "n1:9400", tls=False)
+    killed.refresh()
     resumed = DiscoveryFile(tmp_path, "/runs/a", "n2:9401", tls=False)
+    resumed.refresh()
     (path,) = tmp_path.iterdir()
     killed.refresh()
     killed.close()
@@ -180,6 +188,7 @@ def test_stale_files_are_removed_and_ours_stay_young(tmp_path: Path) -> None:
     os.utime(abandoned, (long_ago, long_ago))
     os.utime(foreign, (long_ago, long_ago))
     file = DiscoveryFile(tmp_path, "/runs/a", "n1:9400", tls=False)
+    file.refresh()
     (own,) = set(tmp_path.iterdir()) - {abandoned, foreign, young}
     assert not abandoned.exists()
     assert foreign.exists()
@@ -194,16 +203,63 @@ def test_stale_files_are_removed_and_ours_stay_young(tmp_path: Path) -> None:
 
 
 def test_a_text_file_is_replaced_as_a_whole_and_gone_at_the_end(registry: CollectorRegistry, tmp_path: Path) -> None:
-    path = tmp_path / "collector" / "dcdist.prom"
-    file = TextFile(registry, path)
+    folder = tmp_path / "collector"
+    file, other = TextFile(registry, folder, "/runs/a"), TextFile(registry, folder, "/runs/b")
+    file.refresh()
+    (path,) = folder.glob("dcdist-*.prom")
     assert "dcdist_test 1.0" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644, "node_exporter may read it"
     Gauge("dcdist_later", "Comes later", registry=registry).set(2)
     inode = path.stat().st_ino
     file.refresh()
+    other.refresh()
     assert "dcdist_later 2.0" in path.read_text()
     assert path.stat().st_ino != inode
     start = time.monotonic()
     file.last_look(0.3)
     assert time.monotonic() - start >= 0.3
     file.close()
-    assert list(path.parent.iterdir()) == []
+    (left,) = folder.iterdir()
+    assert left != path, "another run's file is none of its business"
+
+
+def test_what_a_strange_client_says_is_not_printed(
+    registry: CollectorRegistry, certificate: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = Endpoint(registry, "127.0.0.1", 0, *certificate)
+    with pytest.raises(OSError):
+        get(endpoint, "http")
+    endpoint.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_encrypted_key_is_refused_and_asks_nobody(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    key = tmp_path / "encrypted.pem"
+    command = ["openssl", "rsa", "-aes256", "-passout", "pass:secret", "-in", str(certificate[1]), "-out", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(UsageError, match="the private key is encrypted"):
+        Endpoint(CollectorRegistry(), "127.0.0.1", 0, certificate[0], key)
+
+
+def test_a_scrape_that_began_before_the_end_is_no_last_look(registry: CollectorRegistry) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(Collector):
+        def collect(self) -> Iterator[Metric]:
+            began.set()
+            go_on.wait(30)
+            yield from ()
+
+    endpoint = Endpoint(registry, "127.0.0.1", 0)
+    get(endpoint)
+    registry.register(Slow())
+    scrape = threading.Thread(target=get, args=(endpoint,))
+    began.clear()
+    scrape.start()
+    assert began.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    start = time.monotonic()
+    endpoint.last_look(0.6)
+    assert time.monotonic() - start >= 0.6
+    scrape.join()
+    endpoint.close()

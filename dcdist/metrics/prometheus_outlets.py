@@ -1,0 +1,75 @@
+"""A thread that keeps what others find a run's metrics by: none of its failures reaches the training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+REFRESH_EVERY_SECONDS = 15.0
+LAST_LOOK_SECONDS = 30.0  # two of Prometheus' usual intervals
+_CLOSE_SECONDS = 5.0
+
+
+class Outlet(Protocol):
+    """Where others find the metrics: prometheus_endpoint has some. All but the constructor runs in a thread."""
+
+    def refresh(self) -> None:
+        """Called at once, and then every REFRESH_EVERY_SECONDS."""
+        ...
+
+    def last_look(self) -> None:
+        """Returns when the figures as they are now have been seen, after LAST_LOOK_SECONDS at most."""
+        ...
+
+    def close(self) -> None:
+        """Takes away what others would find."""
+        ...
+
+
+class KeptOutlets:
+    """Outlets, refreshed and at the end closed in a thread of their own.
+
+    One that fails is a warning and tried again; one that hangs, as a network file system can, holds up nobody.
+    """
+
+    def __init__(self, outlets: Sequence[Outlet]) -> None:
+        self._outlets = outlets
+        self._failing: set[Outlet] = set()
+        self._closed = threading.Event()
+        self._awaits_last_look = False
+        self._thread = threading.Thread(target=self._keep, name="dcdist-prometheus", daemon=True)
+        self._thread.start()
+
+    def close(self, last_look: bool) -> None:
+        """Waits until the figures have been seen where `last_look` asks for it, then takes all away."""
+        self._awaits_last_look = last_look
+        self._closed.set()
+        looks = len(self._outlets) * LAST_LOOK_SECONDS if last_look else 0.0
+        self._thread.join(looks + _CLOSE_SECONDS)
+
+    def _keep(self) -> None:
+        is_over = False
+        while not is_over:
+            for outlet in self._outlets:
+                self._try(outlet, outlet.refresh)
+            is_over = self._closed.wait(REFRESH_EVERY_SECONDS)
+        if self._awaits_last_look:
+            for outlet in self._outlets:
+                self._try(outlet, outlet.last_look)
+        for outlet in self._outlets:
+            self._try(outlet, outlet.close)
+
+    def _try(self, outlet: Outlet, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            if outlet not in self._failing:
+                name = type(outlet).__name__
+                logger.warning("metrics for Prometheus: %s fails for now: %s: %s", name, type(error).__name__, error)
+            self._failing.add(outlet)
+        else:
+            self._failing.discard(outlet)
