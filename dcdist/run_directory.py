@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
@@ -27,6 +28,8 @@ from dcdist.commits import (
 )
 from dcdist.errors import ExitCode, RunError, UsageError
 from dcdist.storage import open_storage
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 KEYS = "keys.parquet"
@@ -64,6 +67,7 @@ class RunDirectory:
 
     def __init__(self, url: str) -> None:
         self.storage = open_storage(url)
+        self._left_out: set[int] = set()  # attempts of which `history` has warned
 
     def __str__(self) -> str:
         return self.storage.url()
@@ -233,16 +237,27 @@ class RunDirectory:
 
         Reasons: the name of a signal; "killed", where nobody was left to say; "peer_lost", "stopped" (on request, or
         superseded), "refused" (wrong usage), "failed".
+
+        These are figures alone, for which no run must fail: a damaged file is left out, with one warning.
         """
         reasons: dict[str, int] = {}
         repeated_steps = 0
         for number in self.attempt_numbers():
-            if number < before:
-                attempt = self.read_attempt(number)
-                repeated_steps += attempt.get("repeated_steps", 0)
-                reason = _why_ended(attempt)
-                if reason is not None:
-                    reasons[reason] = reasons.get(reason, 0) + 1
+            if number >= before:
+                continue
+            try:
+                reason, repeated = _how_ended(self.read_attempt(number))
+            except OSError:
+                raise
+            except (RunError, AttributeError, KeyError, TypeError, ValueError) as error:
+                if number not in self._left_out:
+                    self._left_out.add(number)
+                    path = self.storage.url(self.attempt_file(number))
+                    logger.warning("%s is damaged, its restart is not counted: %r", path, error)
+                continue
+            repeated_steps += repeated
+            if reason is not None:
+                reasons[reason] = reasons.get(reason, 0) + 1
         return reasons, repeated_steps
 
     def attempts_without_progress(self, before: int | None = None) -> int:
@@ -338,11 +353,15 @@ _REASONS = {
 }
 
 
-def _why_ended(attempt: Mapping[str, Any]) -> str | None:
+def _how_ended(attempt: Mapping[str, Any]) -> tuple[str | None, int]:
+    """The reason, None of a finished run, and the steps that it repeated."""
+    repeated_steps = int(attempt.get("repeated_steps", 0))
     ended = attempt.get("ended")
     if ended is None:
-        return "killed"
-    return ended["signal"] or _REASONS[ExitCode(ended["exit_code"])]
+        return "killed", repeated_steps
+    if ended.get("signal"):
+        return str(ended["signal"]), repeated_steps
+    return _REASONS[ExitCode(ended["exit_code"])], repeated_steps
 
 
 def _how_to_cancel(launcher: Mapping[str, Any] | None, exit_code: int) -> str:

@@ -28,6 +28,7 @@ from dcdist.errors import RunError, UsageError
 logger = logging.getLogger(__name__)
 
 UPLOAD_EVERY_SECONDS = 60.0
+_MOST_WAITING = 1 << 20  # bytes of lines that a full disk keeps in memory
 
 # A server that takes connections and never answers would otherwise be waited for through all retries of all libraries.
 ANSWER_WITHIN_SECONDS = 90.0
@@ -318,7 +319,8 @@ class GrowingFile:
     """A file of lines that one process appends to.
 
     Local: each line is in the file when `append` returns. Behind a URL: the lines wait in a temporary file, which is
-    uploaded as a whole after a minute and on `sync`; a kill loses what came after that.
+    uploaded as a whole after a minute and on `sync`; a kill loses what came after that. Where `append` raises OSError
+    the line waits in memory, with others up to 1 MiB, and is written ahead of the next one.
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
@@ -330,9 +332,9 @@ class GrowingFile:
         self._is_local = local_path is not None
         if local_path is not None:
             _make_folder(local_path.parent)
-            self._handle = local_path.open("ab")
+            self._handle = local_path.open("ab", buffering=_MOST_WAITING)
         else:
-            self._handle = tempfile.NamedTemporaryFile(prefix="dcdist-")  # noqa: SIM115
+            self._handle = tempfile.NamedTemporaryFile(prefix="dcdist-", buffering=_MOST_WAITING)  # noqa: SIM115
 
     def append(self, line: str) -> None:
         """Adds a line, given without its line break. A periodic upload that fails is a warning: the next repeats it."""
@@ -347,6 +349,7 @@ class GrowingFile:
 
     def sync(self) -> None:
         """Returns when all lines are stored. Raises OSError."""
+        self._handle.flush()
         if self._is_local:
             os.fsync(self._handle.fileno())
         else:

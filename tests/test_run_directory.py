@@ -14,6 +14,7 @@ import pytest
 from dcdist.commits import CheckpointName, Commit
 from dcdist.errors import ExitCode, RunError, UsageError
 from dcdist.run_directory import Attempt, RunDirectory
+from dcdist.storage import StorageError
 
 
 @pytest.fixture
@@ -206,6 +207,40 @@ def test_ends_that_break_the_row(run: RunDirectory, exit_code: int, signal: str 
     assert run.attempts_without_progress() == 0
     end(run, ExitCode.FAILURE)
     assert run.attempts_without_progress() == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"attempt": 1, ',
+        b'{"ended": "yesterday"}',
+        b'{"ended": {"when": "yesterday"}}',
+        b'{"ended": {"exit_code": 42, "signal": null}}',
+        b'{"repeated_steps": null}',
+    ],
+)
+def test_a_damaged_attempt_is_left_out_of_the_history(
+    run: RunDirectory, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    end(run, ExitCode.FAILURE)
+    run.begin_attempt({}).record_beginning(None, repeated_steps=5)
+    run.storage.write_bytes(run.attempt_file(1), content)
+    assert run.history(before=3) == run.history(before=3) == ({"killed": 1}, 5)
+    (message,) = caplog.messages
+    assert message.startswith(f"{run}/attempts/0001.json is damaged, its restart is not counted: ")
+
+
+def test_what_others_wrote_without_a_signal_counts(run: RunDirectory) -> None:
+    end(run, ExitCode.FAILURE)
+    run.storage.write_bytes(run.attempt_file(1), b'{"ended": {"exit_code": 1}}')
+    assert run.history(before=2) == ({"failed": 1}, 0)
+
+
+def test_a_storage_that_fails_is_no_damage(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    end(run, ExitCode.FAILURE)
+    monkeypatch.setattr(run.storage, "read_bytes", lambda _: (_ for _ in ()).throw(StorageError("no answer")))
+    with pytest.raises(StorageError):
+        run.history(before=2)
 
 
 def test_needs_no_torch() -> None:

@@ -9,6 +9,20 @@ from typing import Protocol
 from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import ExitCode
 
+# The keys of the config that name files and folders of this machine or of all, by section. Not model.initial_weights:
+# what a run is must not depend on where it was started from.
+_PATHS = {
+    "run": ("dir",),
+    "data": ("root", "cache_directory"),
+    "metrics": (
+        "prometheus_discovery",
+        "prometheus_textfile",
+        "prometheus_certificate",
+        "prometheus_private_key",
+        "prometheus_credentials",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class JobSpec:
@@ -47,6 +61,9 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).absolute())
 
-    run = config.run.model_copy(update={"dir": absolute(config.run.dir)})
-    data = config.data.model_copy(update={"root": absolute(config.data.root)})
-    return config.model_copy(update={"run": run, "data": data})
+    sections = {}
+    for name, keys in _PATHS.items():
+        section = getattr(config, name)
+        paths = {key: absolute(path) for key in keys if (path := getattr(section, key)) is not None}
+        sections[name] = section.model_copy(update=paths)
+    return config.model_copy(update=sections)

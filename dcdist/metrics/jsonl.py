@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dcdist.metrics.recorder import Retried
 from dcdist.storage import GrowingFile, Storage
 
 logger = logging.getLogger(__name__)
@@ -28,31 +29,41 @@ _LARGEST = 1e30  # what is larger is damage
 
 
 class JsonLinesSink:
-    """Appends every record to a growing file of the run."""
+    """Appends every record to a growing file of the run.
+
+    Where the file cannot be written for now, records wait in memory, as many as `GrowingFile` keeps.
+    """
 
     def __init__(self, file: GrowingFile) -> None:
         self._file = file
+        self._writing = Retried("metrics wait in memory")
+        self._storing = Retried("metrics are not stored")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.append(json.dumps(_plain(record), allow_nan=False))
+        line = to_strict_json(record)
+        with self._writing:
+            self._file.append(line)
 
     def sync(self) -> None:
         """A storage that fails for now costs a warning: the next sync stores the same lines."""
-        try:
+        with self._storing:
             self._file.sync()
-        except OSError as error:
-            logger.warning("metrics are not stored for now: %s", error)
 
     def close(self) -> None:
         self._file.close()
 
 
-def _plain(value: Any) -> Any:
+def to_strict_json(value: Any) -> str:
+    """JSON on one line, with null for numbers that are not finite: NaN and Infinity are words of Python's alone."""
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def plain(value: Any) -> Any:
     """What strict JSON can hold."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

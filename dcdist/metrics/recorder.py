@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,32 @@ class Follower(Sink, Protocol):
 
 
 SinkType = TypeVar("SinkType", bound=Sink)
+
+
+class Retried:
+    """A block that may fail by an OSError, because it comes again: a disk may be full, or a server away, for a while.
+
+    The first error is a warning, those that follow are not, until the block has succeeded again.
+
+    Args:
+        what: what the warning says of the time until then.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._is_failing = False
+
+    def __enter__(self) -> None:
+        """Nothing is held."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        is_failing = isinstance(error, OSError)
+        if is_failing and not self._is_failing:
+            logger.warning("%s for now: %s", self._what, error)
+        self._is_failing = is_failing
+        return is_failing
 
 
 class Recorder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import locale
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from rich.console import Console, Group
 from rich.live import Live
 
+from dcdist.metrics.jsonl import to_strict_json
 from dcdist.metrics.progress import format_duration
 from dcdist.status.frame import Picture, clean, draw, event_line
 from dcdist.status.run_status import ENDED, RunStatus
@@ -160,7 +160,7 @@ class JsonLines:
             "remark": picture.remark,
         }
         self._num_events = picture.story.num_events
-        self._write(json.dumps(content))
+        self._write(to_strict_json(content))
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)

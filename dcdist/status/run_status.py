@@ -11,7 +11,7 @@ from typing import Any
 from dcdist.commits import read_commit
 from dcdist.errors import ExitCode, UsageError
 from dcdist.metrics.heartbeat import EVERY_SECONDS, read_heartbeat
-from dcdist.metrics.jsonl import parse_record
+from dcdist.metrics.jsonl import parse_record, plain
 from dcdist.metrics.progress import Position, format_duration
 from dcdist.run_directory import RunDirectory
 from dcdist.status.growing import GrowingLines
@@ -61,7 +61,8 @@ class RunStatus:
     reason: str | None  # why the attempt ended
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Values of strict JSON, also where heartbeats of older runs have NaN."""
+        return {name: plain(value) for name, value in asdict(self).items()}
 
     def lines(self) -> list[str]:
         """For the terminal."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import math
+import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +17,18 @@ import pytest
 from dcdist.metrics import heartbeat as heartbeat_module
 from dcdist.metrics.heartbeat import Heartbeat, read_heartbeat
 from dcdist.metrics.recorder import Recorder
-from dcdist.storage import open_storage
+from dcdist.storage import StorageError, open_storage
 
 
 def record(kind: str, step: int, **values: Any) -> dict[str, Any]:
     return {"kind": kind, "stage": "main", "epoch": 2, "step": step, "time": time.time(), **values}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_each_step_is_in_the_file_at_once(tmp_path: Path) -> None:
@@ -65,6 +78,81 @@ def test_behind_a_url_it_is_stored_at_commits() -> None:
     heartbeat.step_done(0, 9, 0.5)
     heartbeat.close()
     assert read_heartbeat(storage, "0001.heartbeat")["step"] == 9
+
+
+def test_a_disk_that_fails_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "EVERY_SECONDS", 0.02)
+    storage = open_storage(tmp_path)
+    recorder = Recorder([Heartbeat(storage, "0001.heartbeat")])
+    calls: list[str] = []
+
+    def fail(*_: object) -> None:
+        calls.append(threading.current_thread().name)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwrite", fail)
+        broken.setattr(os, "fdatasync", fail)
+        for number in range(3):
+            recorder.step_done("main", 0, number, 0.5)
+        recorder.record("step", "main", 0, 3, loss=1.0, samples_per_second=1.0)
+        wait_until(lambda: calls.count("dcdist-heartbeat") > 6)
+    assert sorted(caplog.messages) == [
+        "the heartbeat is not stored for now: [Errno 5] Input/output error",
+        "the heartbeat is not written for now: [Errno 5] Input/output error",
+    ]
+    wait_until(lambda: read_heartbeat(storage, "0001.heartbeat").get("step") == 3)  # by the next beat
+    recorder.step_done("main", 0, 4, 0.5)
+    assert read_heartbeat(storage, "0001.heartbeat")["step"] == 4
+    recorder.close()
+    assert len(caplog.messages) == 2
+
+
+def test_a_server_that_fails_for_a_while(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    storage = open_storage("memory://failing")
+    heartbeat = Heartbeat(storage, "0001.heartbeat")
+    heartbeat.step_done(0, 8, 0.5)
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "write_bytes", lambda *_: (_ for _ in ()).throw(StorageError("no answer")))
+        heartbeat.sync()
+        heartbeat.sync()
+    assert caplog.messages == ["the heartbeat is not stored for now: no answer"]
+    heartbeat.sync()
+    assert read_heartbeat(storage, "0001.heartbeat")["step"] == 8
+    heartbeat.close()
+
+
+def test_each_beat_reaches_the_server_and_no_step_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat_module, "EVERY_SECONDS", 0.02)
+    storage = open_storage(tmp_path)
+    threads: list[str] = []
+    answered = threading.Event()
+
+    def slow(_: int) -> None:
+        threads.append(threading.current_thread().name)
+        assert answered.wait(30)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    heartbeat = Heartbeat(storage, "0001.heartbeat")
+    wait_until(lambda: len(threads) == 1)
+    heartbeat.step_done(0, 1, 0.5)  # while the server does not answer
+    assert read_heartbeat(storage, "0001.heartbeat")["step"] == 1
+    answered.set()
+    wait_until(lambda: len(threads) > 2)
+    heartbeat.close()
+    assert set(threads) == {"dcdist-heartbeat"}
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(open_storage(tmp_path), "0001.heartbeat")
+    heartbeat.write(record("step", 6, loss=math.nan, samples_per_second=math.inf))
+    heartbeat.close()
+    text = (tmp_path / "0001.heartbeat").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text)["loss"] is None
 
 
 def test_damaged_it_says_nothing(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from dcdist.metrics.jsonl import JsonLinesSink, read_metrics
+from dcdist.metrics.recorder import Recorder
 from dcdist.storage import GrowingFile, LocalStorage, Storage, open_storage
 
 
@@ -44,6 +48,50 @@ def test_a_line_is_on_the_disk_when_write_returns(tmp_path: Path) -> None:
     sink.write(step(1, 0.5))
     assert read_metrics(LocalStorage(str(tmp_path))) == [step(1, 0.5)]
     sink.close()
+
+
+@contextlib.contextmanager
+def full(path: Path, num_bytes_left: int) -> Iterator[None]:
+    """Files of this process can grow to so many bytes more than this one has, as where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + num_bytes_left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_refuses_is_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage, path = LocalStorage(str(tmp_path)), tmp_path / "metrics/0001.jsonl"
+    recorder = Recorder([JsonLinesSink(GrowingFile(storage, "metrics/0001.jsonl"))])
+    recorder.record("step", "main", 0, 0)
+    for begin in (1, 201):
+        with full(path, num_bytes_left=10):  # half a line
+            for number in range(begin, begin + 199):
+                recorder.record("step", "main", 0, number)
+            recorder.sync()
+            assert len(read_metrics(storage)) == begin
+        recorder.record("step", "main", 0, begin + 199)
+        assert [record["step"] for record in read_metrics(storage)] == list(range(begin + 200))
+        recorder.sync()
+    recorder.close()
+    written, stored = "metrics wait in memory for now: ", "metrics are not stored for now: "
+    assert [message[:32] for message in caplog.messages] == [written, stored] * 2
+
+
+def test_what_waits_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage, path = LocalStorage(str(tmp_path)), tmp_path / "metrics/0001.jsonl"
+    recorder = Recorder([JsonLinesSink(GrowingFile(storage, "metrics/0001.jsonl"))])
+    num_records = 3000
+    with full(path, num_bytes_left=10):
+        for number in range(num_records):
+            recorder.record("step", "main", 0, number, text=1000 * "x")
+    recorder.close()
+    assert len(caplog.messages) == 1
+    steps = [record["step"] for record in read_metrics(storage)]
+    assert steps == list(range(len(steps)))
+    assert 900 < len(steps) < 1000  # 1 MiB
+    assert len(caplog.messages) == 1
 
 
 def test_of_a_step_written_twice_the_later_attempt_holds(tmp_path: Path) -> None:

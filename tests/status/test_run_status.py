@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -172,6 +173,19 @@ def test_ends(tmp_path: Path, code: int, state: str) -> None:
 def test_needs_no_torch() -> None:
     program = "import sys, dcdist.status.watch; assert not {'torch', 's3fs', 'pyarrow', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_json_is_strict_where_a_heartbeat_has_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path, {**HEARTBEAT, "loss": math.nan, "samples_per_second": math.inf})
+    with pytest.raises(SystemExit) as end:
+        main(["status", str(tmp_path), "--json"])
+    assert end.value.code == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert (found["step"], found["loss"], found["samples_per_second"]) == (50, None, None)
 
 
 def test_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pty
 import select
@@ -21,6 +22,7 @@ from dcdist.errors import UsageError
 from dcdist.status.displays import JsonLines, PlainLines, Screen, symbols_for
 from dcdist.status.sparkline import ASCII, BLOCKS
 from dcdist.status.watch import EVERY_SECONDS, EVERY_SECONDS_BEHIND_URL, Watcher, watch
+from dcdist.storage import LocalStorage
 from tests.status.runs import T0, HandWrittenRun, clustering, event, stage_begin, start, step
 
 
@@ -48,10 +50,12 @@ class Script:
 
 
 def plain(run: HandWrittenRun, *steps: Callable[[], None]) -> list[str]:
+    """The lines of watching it, and among them, after "SAID ", what is said beside."""
     lines: list[str] = []
     script, display = Script(*steps), PlainLines(lines.append, BLOCKS)
     display.wait = script.wait  # type: ignore[method-assign]
-    watch(Watcher(str(run.folder), lambda: script.now), display, 10.0)
+    watcher = Watcher(str(run.folder), lambda: script.now)
+    watch(watcher, display, 10.0, lambda text: lines.append(f"SAID {text}"))
     return lines
 
 
@@ -122,6 +126,71 @@ def test_a_preempted_run_is_waited_for(run: HandWrittenRun) -> None:
     assert "attempt 2, 1 restart (SIGTERM 1), 0 steps repeated; 2 processes, local" in lines
 
 
+@pytest.mark.parametrize(
+    ("launcher", "exit_code", "is_said"), [("kubernetes", 1, True), ("kubernetes", 3, False), ("local", 1, False)]
+)
+def test_who_may_start_a_failed_run_again_is_said(
+    run: HandWrittenRun, launcher: str, exit_code: int, is_said: bool
+) -> None:
+    attempt = run.begin(launcher={"name": launcher})
+    run.end(attempt, exit_code, "why")
+    last = f"SAID Kubernetes may start it again: dcdist status {run.folder} --watch would go on watching then"
+    assert (plain(run)[-1] == last) == is_said
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = HandWrittenRun(tmp_path / "later")
+    list_names = LocalStorage.list
+
+    def nothing() -> None:
+        assert not run.folder.exists()
+
+    def submitted() -> None:
+        (run.folder / "slurm").mkdir(parents=True)
+
+    def fails() -> None:
+        monkeypatch.setattr(LocalStorage, "list", lambda *_: (_ for _ in ()).throw(OSError("Stale file handle")))
+
+    def hidden_by_a_cache() -> None:
+        monkeypatch.setattr(LocalStorage, "list", list_names)
+        (run.folder / "metrics").mkdir()
+
+    def begun() -> None:
+        run.end(run.begin(), 0, "done")
+
+    lines = plain(run, nothing, submitted, fails, hidden_by_a_cache, begun)
+    assert lines[:3] == [
+        f"SAID {run.folder} has no attempts yet: waiting for the run to begin (Ctrl-C leaves)",
+        f"SAID {run.folder} cannot be read for now, tried again: Stale file handle",
+        f"SAID {run.folder} has no attempts yet: waiting for the run to begin (Ctrl-C leaves)",
+    ]
+    assert lines[3].startswith(f"{run.folder}: done ")
+
+
+def test_a_folder_of_something_else_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photographs").mkdir()
+    with pytest.raises(UsageError, match=r"has no attempts, but photographs: is this a run's folder"):
+        Watcher(str(tmp_path)).missing()
+    monkeypatch.setattr(LocalStorage, "list", lambda *_: (_ for _ in ()).throw(OSError("Stale file handle")))
+    with pytest.raises(OSError, match="Stale"):
+        Watcher(str(tmp_path)).missing()
+
+
+def test_waiting_is_said_beside_the_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dcdist", "status", str(tmp_path / "later"), "--watch", "--every", "0.1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("waiting for the run to begin (Ctrl-C leaves)\n")
+        run = HandWrittenRun(tmp_path / "later")
+        run.beat(run.begin(), time.time(), step=10, loss=math.nan)
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert (json.loads(first)["state"], json.loads(first)["loss"]) == ("running", None)
+
+
 def test_json_lines(run: HandWrittenRun) -> None:
     def clusters() -> None:
         run.write(1, clustering(20, 1, 0.9, 0.1, 0.75, refilled=2, time=T0 + 29))
@@ -132,7 +201,7 @@ def test_json_lines(run: HandWrittenRun) -> None:
     lines: list[str] = []
     script, display = Script(clusters, done), JsonLines(lines.append)
     display.wait = script.wait  # type: ignore[method-assign]
-    watch(Watcher(str(run.folder), lambda: script.now), display, 10.0)
+    watch(Watcher(str(run.folder), lambda: script.now), display, 10.0, print)
     first, second, third = map(json.loads, lines)
     assert (first["time"], first["state"], first["step"], first["clustering"]) == (T0 + 20, "running", 10, None)
     assert [entry["text"] for entry in first["events"]] == ["attempt 1 begins", "stage main begins"]
@@ -189,7 +258,7 @@ def test_the_first_line_of_json_has_the_newest_events(run: HandWrittenRun) -> No
     run.write(1, *(event("checkpoint", number, name=str(number)) for number in range(300)))
     run.end(1, 0, "done")
     lines: list[str] = []
-    watch(Watcher(str(run.folder), lambda: T0 + 20), JsonLines(lines.append), 10.0)
+    watch(Watcher(str(run.folder), lambda: T0 + 20), JsonLines(lines.append), 10.0, print)
     assert [entry["text"] for entry in json.loads(lines[0])["events"]] == [f"checkpoint {k}" for k in range(290, 300)]
 
 
@@ -221,7 +290,7 @@ def test_the_last_picture_stays_on_the_terminal(run: HandWrittenRun) -> None:
     console = Console(file=output, force_terminal=True, width=60, height=24, color_system=None, legacy_windows=False)
     display, script = Screen(console, BLOCKS), Script(lambda: run.end(1, 0, "done"))
     display.wait = script.wait  # type: ignore[method-assign]
-    watch(Watcher(str(run.folder), lambda: script.now), display, 10.0)
+    watch(Watcher(str(run.folder), lambda: script.now), display, 10.0, print)
     begin, _, rest = output.getvalue().partition("\x1b[?1049h")
     shown, _, left = rest.partition("\x1b[?1049l")
     assert begin == ""
