@@ -58,11 +58,12 @@ REMAINING = """
     / (deriv(max by (run, stage) (dcdist_progress_steps{run, stage})[1h:1m]) > 0)
 """
 IMAGES = "sum by (run) (rate(dcdist_samples_total{run}[$__rate_interval]))"
-STEP_SECONDS = "sum by (run) (rate(dcdist_step_duration_seconds_sum{run}[$__rate_interval]))"
-# Of the node that waits most; nothing while no steps are done.
+# Of the node that waits most; nothing while no steps are done. The wait is counted once a minute: over
+# $__rate_interval, a minute or so, its rate would jump or be missing.
+WAIT_INTERVAL = "5m"
 DATA_WAIT = f"""
-    max by (run) (sum by (run, node) (rate(dcdist_data_wait_seconds_total{{run}}[$__rate_interval])))
-    / ({STEP_SECONDS} > 0)
+    max by (run) (sum by (run, node) (rate(dcdist_data_wait_seconds_total{{run}}[{WAIT_INTERVAL}])))
+    / (sum by (run) (rate(dcdist_step_duration_seconds_sum{{run}}[{WAIT_INTERVAL}])) > 0)
 """
 COMMIT_AGE = """
     time() - max by (run) (dcdist_checkpoint_last_commit_timestamp_seconds{run})

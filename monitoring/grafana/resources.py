@@ -57,7 +57,7 @@ def now() -> list[Panel]:
         ),
         value(
             "Memory",
-            "Resident, of all nodes, processes that load images included.",
+            "Of all nodes, processes that load images included; pages that they share count once.",
             f"sum by (run) ({of_node('dcdist_memory_bytes')})",
             parts.BYTES,
             width=4,
@@ -73,7 +73,7 @@ def now() -> list[Panel]:
 
 
 def time() -> list[Panel]:
-    wait = "rate(dcdist_data_wait_seconds_total{run, stage}[$__rate_interval])"
+    wait = f"rate(dcdist_data_wait_seconds_total{{run, stage}}[{parts.WAIT_INTERVAL}])"
     duration = "dcdist_step_duration_seconds"
     phases = "max by (run, phase) (dcdist_phase_duration_seconds{run, stage})"
     return [
@@ -84,7 +84,7 @@ def time() -> list[Panel]:
             [
                 (
                     f"""sum by (run, node) ({wait}) / on (run) group_left ()
-                    (sum by (run) (rate({duration}_sum{{run, stage}}[$__rate_interval])) > 0)""",
+                    (sum by (run) (rate({duration}_sum{{run, stage}}[{parts.WAIT_INTERVAL}])) > 0)""",
                     NODE,
                 )
             ],
@@ -140,7 +140,7 @@ def time() -> list[Panel]:
                 ),
                 (
                     f"""avg by (run) (sum by (run, node) ({wait}))
-                    / (sum by (run) (rate({duration}_count{{run, stage}}[$__rate_interval])) > 0)""",
+                    / (sum by (run) (rate({duration}_count{{run, stage}}[{parts.WAIT_INTERVAL}])) > 0)""",
                     "{{run}} data wait",
                 ),
             ],
@@ -156,8 +156,8 @@ def memory() -> list[Panel]:
     return [
         line(
             "Memory by node",
-            "Resident memory of the node's processes, those that load images included. It is level after the first "
-            "epoch; steady growth ends in a kill by the system. Pages that processes share count once for each.",
+            "Memory of the node's processes, those that load images included. It is level after the first epoch; "
+            "steady growth ends in a kill by the system. Pages that processes share count once in all.",
             [(of_node("dcdist_memory_bytes"), NODE)],
             parts.BYTES,
             minimum=0,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
 import signal
+import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +24,7 @@ from tests.availability import unavailable
 from tests.cluster import collapsing
 from tests.cluster.prometheus import MONITORING, Prometheus, is_installed
 from tests.metrics.certificates import write_certificate
-from tests.monitoring.queries import dashboard_queries, metrics_in, with_variables
+from tests.monitoring.queries import dashboard_queries, metrics_in, with_variables, without_fallback
 from tests.runs.conftest import experiment
 from tests.runs.processes import RunningRun, start_run, write_config
 
@@ -34,16 +37,19 @@ WITHOUT_DATA = {"dcdist_gpu_memory_bytes"}
 class Watched:
     """What happened: a run of two processes was killed, resumed and stopped; another one collapsed all the while.
 
-    The first one was read over TLS with a password, the other without.
+    The first one was read over TLS with a password, the other without. At the other one's port Prometheus also looked
+    for a third run, which listened there once, as far as the file says that it left behind.
     """
 
     prometheus: Prometheus
     healthy: Path
     collapsed: Path
+    dead: Path
     began: float
     killed: float
     resumed: float  # its first scrape
-    ended: float
+    ended: float  # before the stop
+    over: float  # after it
     page: str  # of the resumed run
 
 
@@ -75,6 +81,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> It
     first = start_run(healthy, [*metrics, *secured], num_processes=2)
     try:
         prometheus.wait_for(f"rate(dcdist_steps_total{run}[10s]) and dcdist_progress_steps{run} > 150")
+        prometheus.wait_for(f'dcdist_build_info{{run="{folder}/collapsed"}}')
+        target = entry_of(discovery, folder / "collapsed")["targets"][0]
+        left_behind = discovery / "dcdist-dead.json"
+        left_behind.write_text(json.dumps([{"targets": [target], "labels": {"instance": f"{folder}/dead"}}]))
+        prometheus.wait_for(f'up{{instance="{folder}/dead"}} == 1')
         time.sleep(10)
         killed = time.time()
         first.signal(signal.SIGKILL)
@@ -94,7 +105,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> It
         finally:
             end(second)
         assert other.wait() == [1], "in the end its features are all equal"
-        yield Watched(prometheus, folder / "healthy", folder / "collapsed", began, killed, resumed, ended, page)
+        left_behind.unlink()
+        runs = (folder / "healthy", folder / "collapsed", folder / "dead")
+        yield Watched(prometheus, *runs, began, killed, resumed, ended, time.time(), page)
     finally:
         end(other)
         end(first)
@@ -106,19 +119,33 @@ def end(run: RunningRun) -> None:
         process.kill()
 
 
-def scrape(discovery: Path, run: Path, certificate: Path) -> str:
-    """/metrics of the run, as its discovery file says where it is."""
+def entry_of(discovery: Path, run: Path) -> dict[str, Any]:
+    """What the run's discovery file says."""
     for path in discovery.glob("*.json"):
+        entry: dict[str, Any]
         (entry,) = json.loads(path.read_bytes())
         if entry["labels"]["instance"] == str(run):
-            url = f"{entry['labels']['__scheme__']}://{entry['targets'][0]}/metrics"
-            command = ["curl", "--silent", "--fail", "--cacert", str(certificate), "--user", CREDENTIALS, url]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            return entry
     raise AssertionError(f"no file in {discovery} names {run}")
 
 
+def scrape(discovery: Path, run: Path, certificate: Path) -> str:
+    """/metrics of the run, as its discovery file says where it is."""
+    entry = entry_of(discovery, run)
+    url = f"{entry['labels']['__scheme__']}://{entry['targets'][0]}/metrics"
+    user, _, password = CREDENTIALS.partition(":")
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, url, user, password)
+    opener = urllib.request.build_opener(
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(certificate))),
+        urllib.request.HTTPBasicAuthHandler(passwords),
+    )
+    with opener.open(url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
 def has_data(watched: Watched, expr: str) -> bool:
-    return bool(watched.prometheus.query_range(expr, watched.began, watched.ended))
+    return bool(watched.prometheus.query_range(expr, watched.began, watched.over))
 
 
 def test_every_query_of_every_panel_has_data(watched: Watched) -> None:
@@ -129,7 +156,7 @@ def test_every_query_of_every_panel_has_data(watched: Watched) -> None:
     empty = [
         f"{dashboard}, {panel}: {expr}"
         for dashboard, panel, expr in dashboard_queries()
-        if not metrics_in(expr) & WITHOUT_DATA and not has_data(watched, asked(expr))
+        if not metrics_in(expr) & WITHOUT_DATA and not has_data(watched, asked(without_fallback(expr)))
     ]
     assert not empty
 
@@ -164,6 +191,27 @@ def test_nothing_jumps_at_the_resume(watched: Watched) -> None:
     assert 0 <= repeated <= 50
     (reason,) = watched.prometheus.query(f"dcdist_preemptions{run}", watched.ended)
     assert (reason["metric"]["reason"], reason["value"][1]) == ("killed", "1")
+    (restarts,) = watched.prometheus.query_range(f"dcdist_restarts{run}", watched.began, watched.over)
+    assert [value for value, _ in itertools.groupby(value for _, value in restarts["values"])] == ["0", "1"]
+    loop = 'ALERTS{alertname="DcdistRestartLoop"}'
+    assert watched.prometheus.query_range(loop, watched.began, watched.over) == []
+
+
+def test_a_port_that_another_run_has_now_gives_nothing(watched: Watched) -> None:
+    def over_the_time(expr: str) -> list[dict[str, Any]]:
+        return watched.prometheus.query_range(expr, watched.began, watched.over)
+
+    instance = f'instance="{watched.dead}"'
+    assert over_the_time(f"up{{{instance}}} == 1"), "it answers"
+    assert over_the_time(f'{{__name__=~"dcdist_.*", {instance}}}') == [], "but not as itself"
+    assert over_the_time("count by (run) (dcdist_build_info) > 1") == []
+    assert over_the_time(f'ALERTS{{alertname="DcdistTargetDown", {instance}}}'), "nothing is kept: it is down"
+    own = f'instance="{watched.collapsed}"'
+    down = over_the_time(f'ALERTS{{alertname="DcdistTargetDown", {own}}} and on (instance) up == 1')
+    assert down == [], "the run that has the port is not"
+    assert over_the_time(f"scrape_samples_post_metric_relabeling{{{own}}} > 0")
+    assert over_the_time(f"scrape_samples_post_metric_relabeling{{{own}}} != scrape_samples_scraped") == []
+    assert over_the_time('{__name__=~".+", __tmp_run=~".+"}') == []
 
 
 def fastest(run: Path, seconds: float) -> float:
@@ -204,32 +252,6 @@ def test_the_end_is_seen_and_the_target_goes(watched: Watched) -> None:
     while watched.prometheus.query('up{job="dcdist"}'):
         assert time.monotonic() < deadline, "targets of runs that have ended stay"
         time.sleep(0.5)
-
-
-def test_what_is_served_is_what_is_documented(watched: Watched) -> None:
-    """Of a method with labels and no GPU, whose run was killed once: everything but what those bring."""
-    documented = documented_metrics()
-    exported: dict[str, tuple[str, set[str]]] = {}
-    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", watched.page, re.MULTILINE))
-    for name, listed in re.findall(r"^(dcdist_\w+)\{(.*)\} \S+$", watched.page, re.MULTILINE):
-        family = re.sub(r"_(bucket|count|sum|gcount|gsum|created)$", "", name) if name not in kinds else name
-        if family not in kinds or name.endswith("_created"):
-            continue
-        kind = "gaugehistogram" if f"{family}_gcount" in kinds else kinds[family]
-        if family.endswith(("_gcount", "_gsum")):
-            continue
-        labels = set(re.findall(r'(\w+)="', listed)) - {"le"}
-        exported[family] = (kind, exported.get(family, (kind, set()))[1] | labels)
-    missing = documented.keys() - exported.keys()
-    assert missing == {"dcdist_gpu_memory_bytes", "dcdist_figure"}
-    assert exported == {name: documented[name] for name in exported}
-
-
-def documented_metrics() -> dict[str, tuple[str, set[str]]]:
-    """Name -> type and labels, of the tables in docs/metrics.md."""
-    text = (MONITORING.parent / "docs" / "metrics.md").read_text()
-    rows = re.findall(r"^\| `(dcdist_\w+)` \| (\w+) \| ([\w, ]+) \|", text, re.MULTILINE)
-    return {name: (kind, set(labels.split(", "))) for name, kind, labels in rows}
 
 
 def test_the_page_is_clean(watched: Watched) -> None:

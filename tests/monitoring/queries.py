@@ -67,6 +67,13 @@ def with_variables(
     return re.sub(r"\$(\w+)", lambda match: values[match[1]], expr)
 
 
+def without_fallback(expr: str) -> str:
+    """The expression without the zeros that panels show where it has nothing: with them it always has data."""
+    stripped = re.sub(r"\s+or\s+(?:vector\(0\)|0 \* [^()]*\([^()]*\) \([^()]*\))\s*$", "", expr)
+    assert not re.search(r"\bor\s+(?:vector|0)\b", stripped), f"another fallback in {expr}"
+    return stripped
+
+
 def metrics_in(expr: str) -> set[str]:
     """Names of metrics and recording rules."""
     bare = re.sub(r"\[[^\]]*\]|\{[^{}]*\}", "", _GROUPS.sub("", _STRINGS.sub("", expr)))
