@@ -76,6 +76,7 @@ def _row(
         seed=shared.config.run.seed,
         whitening_dimensions=evaluation.whitening_dimensions,
         linear=evaluation.linear,
+        progressed=shared.recorder.progressed,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,7 +23,7 @@ from dcdist.config.schema import ExperimentConfig
 from dcdist.data.loader import BatchLoader
 from dcdist.data.source import ImageSource
 from dcdist.devices import num_loader_processes
-from dcdist.distributed.collectives import Collectives
+from dcdist.distributed.collectives import Collectives, is_peer_lost
 from dcdist.engine.artefacts import assignments_table, keys_table, neighbors_table, to_parquet
 from dcdist.engine.boundary import Boundary
 from dcdist.engine.checkpoint import Checkpointer
@@ -30,7 +31,7 @@ from dcdist.engine.machines import Machines, machine_name
 from dcdist.engine.pipeline import RunState, Stage, run_stages
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
 from dcdist.engine.restore import StoredCheckpoint
-from dcdist.errors import ExitCode, Superseded, UsageError
+from dcdist.errors import DcdistError, ExitCode, Superseded, UsageError
 from dcdist.metrics.recorder import Recorder
 from dcdist.models.backbone import Backbone
 from dcdist.models.initial_weights import load_initial_weights
@@ -78,18 +79,40 @@ class Training:
 
     def run(self) -> None:
         """Trains what is left of every stage, then scores the last."""
-        begun, config = self._begun, self._config
         found = self._begin()
-        self._collectives.on_main(self._open_recorder)
+        with contextlib.ExitStack() as resources:  # closes all of them, whichever of them fails
+            resources.callback(lambda: self._recorder.close())
+            if found:
+                resources.callback(found.close)
+            try:
+                self._collectives.on_main(self._open_recorder)
+                shared = self._surroundings(resources)
+                names = [stage.name for stage in self._config.resolved_stages()]
+                self._record_start(names[0], found)
+                last = run_stages(
+                    names, lambda number: build_stage(shared, number), self._state, found, self._write_clustering
+                )
+                self._score(last, shared)
+                self._record_end(None)
+            except Exception as error:
+                self._record_end(error)
+                raise
+
+    def _surroundings(self, resources: contextlib.ExitStack) -> Surroundings:
+        """What all stages share; what of it is to be closed is left to `resources`. Collective."""
+        begun = self._begun
         watch = Watch(self._ask_storage, WATCH_SECONDS) if self._collectives.is_main else None
+        if watch:
+            resources.callback(watch.close)
         device = begun.devices[0]
         loader = BatchLoader(
             [begun.source, begun.heldout] if begun.heldout else [begun.source],
-            num_loader_processes(config.data, device),
+            num_loader_processes(self._config.data, device),
             pin_memory=device.type == "cuda",
         )
-        shared = Surroundings(
-            config=config,
+        resources.callback(loader.close)
+        return Surroundings(
+            config=self._config,
             source=begun.source,
             heldout_source=begun.heldout,
             backbone=begun.backbone,
@@ -103,22 +126,6 @@ class Training:
             save=self._save,
             write_clustering=self._write_clustering,
         )
-        try:
-            names = [stage.name for stage in config.resolved_stages()]
-            self._record_start(names[0], found)
-            last = run_stages(
-                names, lambda number: build_stage(shared, number), self._state, found, self._write_clustering
-            )
-            self._score(last, shared)
-            self._record_end(None)
-        except Exception as error:
-            self._record_end(error)
-            raise
-        finally:
-            loader.close()
-            self._recorder.close()
-            if watch:
-                watch.close()
 
     def _open_recorder(self) -> None:
         """On rank 0."""
@@ -128,7 +135,12 @@ class Training:
     def _record_start(self, stage: str, found: StoredCheckpoint | None) -> None:
         if not self._collectives.is_main:
             return
-        endings, repeated_steps = self._directory.history(before=self._attempt.number)
+        endings: dict[str, int] = {}
+        repeated_steps = 0
+        try:
+            endings, repeated_steps = self._directory.history(before=self._attempt.number)
+        except Exception as error:  # only told, no reason to end a run
+            logger.warning("what earlier attempts came to is not recorded: %s: %s", type(error).__name__, error)
         self._recorder.record(
             *("event", stage, 0, found.name.step if found else 0),
             event="start",
@@ -142,6 +154,8 @@ class Training:
     def _record_end(self, error: Exception | None) -> None:
         """For who watches: whether this is the end of the run, or it will be started again."""
         code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
+        if error and not isinstance(error, DcdistError) and is_peer_lost(error):
+            code = ExitCode.RUN_AGAIN  # a backward pass raises torch's own error, which the session turns into PeerLost
         goes_on = code is ExitCode.RUN_AGAIN or isinstance(error, Superseded)
         finished = code in (ExitCode.DONE, ExitCode.STOPPED) and not goes_on
         self._event("end", exit_code=int(code), finished=finished, goes_on=goes_on)
@@ -186,9 +200,11 @@ class Training:
         logger.info(message)
 
     def _save(self, states: Mapping[str, Any], kind: Kind) -> None:
-        progress, began = self._state.progress, time.monotonic()
+        progress, began, before = self._state.progress, time.monotonic(), self._checkpointer.newest
         name = self._checkpointer.save(progress.step, kind, states, progress.state_dict())
         self._clock.saved()
+        if name == before:  # this moment is in a checkpoint already: nothing was written
+            return
         self._event("checkpoint", name=str(name), seconds=time.monotonic() - began)
         self._recorder.sync()
 
@@ -217,7 +233,8 @@ class Training:
         if self._config.evaluation.summary and shared.source.labels is not None:
             from dcdist.score import summarise  # scikit-learn takes a second to import
 
-            with self._begun.signals.acted_on_at_once():
+            # The phase outside: a signal that arrives while a record is written would end that record's sink instead.
+            with last.trainer.journal.phase("score"), self._begun.signals.acted_on_at_once():
                 text = summarise(shared, last, self._directory)
             if self._collectives.is_main:
                 print(text, end="\n\n", flush=True)

@@ -1,4 +1,9 @@
-"""What a stage tells the recorder: losses summed over steps, times of phases, balance of clusters."""
+"""What a stage tells the recorder: losses summed over steps, times of steps and phases, balance of clusters.
+
+A step's seconds go from the end of the step before, or the beginning of the train phase, to the end of the step. A GPU
+works on after a step has returned, so a step on its own says little there: the one that ends with a record reads what
+the GPU has computed, and so waits for it. Summed up they are the wall time of the train phase without its checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +70,7 @@ class Journal:
         self._seconds: dict[str, float] = {}
         self._window = _Window()
         self._epoch = _Window()
-        self._step_began = 0.0
+        self._step_began = time.perf_counter()
         self._newest_clustering: list[dict[str, Any]] = []  # on rank 0: the values recorded of each head
 
     def begin(self, num_epochs: int, until_step: int) -> None:
@@ -83,24 +88,41 @@ class Journal:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a phase of the epoch."""
+        """Times a phase of the epoch; steps follow its beginning."""
         self.event("phase", phase=name)
         started = time.perf_counter()
+        self._step_began = self._window.began = started
         yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self.event("phase_done", phase=name, seconds=seconds)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside, a checkpoint is written: that is no step's time. Records the steps before. Collective."""
+        self.flush()  # here what waits for the device is the steps' time still
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self._step_began += seconds
+        self._window.began += seconds
 
     def waited_for_data(self, seconds: float) -> None:
         """Counts the waiting that a step begins with."""
-        self._step_began = time.perf_counter() - seconds
-        self._window.begin(self._step_began)
         self._window.waited += seconds
 
-    def records_next_step(self) -> bool:
-        """Whether the step to come ends with a record."""
-        return (self._progress.step + 1) % self._every_num_steps == 0
+    def records_next_step(self, is_last: bool = False) -> bool:
+        """Whether the step to come ends with a record; `is_last` of its epoch: then it does."""
+        return is_last or (self._progress.step + 1) % self._every_num_steps == 0
 
-    def step(self, sums: StepSums, learning_rate: float) -> None:
-        """Counts a step. Collective at every record."""
+    def step(self, sums: StepSums, learning_rate: float, is_last: bool = False) -> None:
+        """Counts a step, which ends here. Collective at every record.
+
+        Args:
+            sums: what it computed.
+            learning_rate: of the step.
+            is_last: of its epoch: recorded, so that the train phase ends when the device has done its steps.
+        """
         for window, values in ((self._window.losses, sums.losses), (self._window.figures, sums.figures)):
             for name, value in values.items():
                 window[name] = window.get(name, 0.0) + value
@@ -109,10 +131,11 @@ class Journal:
             self._window.gradient_norm = sums.gradient_norm
         self._window.num_steps += 1
         self._window.learning_rate = learning_rate
-        seconds = time.perf_counter() - self._step_began
-        self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step, seconds)
-        if self._progress.step % self._every_num_steps == 0:
+        if is_last or self._progress.step % self._every_num_steps == 0:
             self.flush()
+        began, self._step_began = self._step_began, time.perf_counter()
+        seconds = self._step_began - began
+        self.recorder.step_done(self._progress.stage, self._progress.epoch, self._progress.step, seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """The means of the epoch so far, and what the watch remembers: what is said of an epoch covers all of it."""
@@ -142,7 +165,7 @@ class Journal:
         Raises:
             RunError: a loss is not finite. Called before every checkpoint, so that none holds such a state.
         """
-        window, self._window = self._window, _Window()
+        window = self._window
         if not window.num_steps:
             return
         entries = [(values, name) for values in (window.losses, window.figures) for name in sorted(values)]
@@ -166,6 +189,8 @@ class Journal:
         waited = self._machines.add(machines)
         gradient_norm = None if window.gradient_norm is None else float(window.gradient_norm)
         is_finite = bool(np.isfinite(list(losses.values())).all())
+        self._window = _Window()  # begins here, where the device has done all steps before
+        seconds = max(self._window.began - window.began, 1e-9)
         self._epoch.add(losses, figures, window, waited)
         self._record(
             "step",
@@ -174,8 +199,8 @@ class Journal:
             **({"figures": figures} if figures else {}),
             **({} if gradient_norm is None else {"gradient_norm": gradient_norm}),
             learning_rate=window.learning_rate,
-            samples_per_second=window.num_steps * self._samples_per_step / max(window.seconds(), 1e-9),
-            data_wait_ratio=waited / max(window.seconds(), 1e-9),
+            samples_per_second=window.num_steps * self._samples_per_step / seconds,
+            data_wait_ratio=waited / seconds,
             nonfinite_steps=int(not is_finite or not math.isfinite(gradient_norm or 0.0)),
         )
         if not is_finite:
@@ -302,12 +327,7 @@ class _Window:
         self.waited = 0.0
         self.learning_rate = 0.0
         self.gradient_norm: torch.Tensor | None = None  # the newest that was asked for
-        self._began: float | None = None
-
-    def begin(self, now: float) -> None:
-        """The first step's beginning counts: saving and clustering before it are no training."""
-        if self._began is None:
-            self._began = now
+        self.began = time.perf_counter()  # later where saving or another phase follows: these are no training
 
     def add(self, losses: dict[str, float], figures: dict[str, float], window: _Window, waited: float) -> None:
         """Takes over a window's means."""
@@ -321,6 +341,3 @@ class _Window:
 
     def mean(self, sums: dict[str, Any]) -> dict[str, float]:
         return {name: value / self.counts[name] for name, value in sums.items()}
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began if self._began is not None else 0.0

@@ -93,11 +93,11 @@ class Trainer:
         self.journal.planned(plan)
         with self.journal.phase("train"):
             for microbatches, seeds in self.load_steps(plan, epoch):
-                sums, learning_rate = self.training_step(
-                    microbatches, seeds, self.progress.step_in_stage, measured=self.journal.records_next_step()
-                )
+                is_last = self.progress.step_in_epoch + 1 == plan.num_steps
+                measured = self.journal.records_next_step(is_last)
+                sums, learning_rate = self.training_step(microbatches, seeds, self.progress.step_in_stage, measured)
                 self.progress.advance_step()
-                self.journal.step(sums, learning_rate)
+                self.journal.step(sums, learning_rate, is_last)
                 fault_point("train:step")
                 self.after_step()
         self.record(epoch)
@@ -106,7 +106,12 @@ class Trainer:
 
     def after_step(self) -> None:
         """A boundary where steps may wait for a checkpoint that holds them."""
-        self.boundary.at_step(self.progress.step, save=lambda: self.save("train"))
+        self.boundary.at_step(self.progress.step, self.save_between_steps)
+
+    def save_between_steps(self) -> None:
+        """A checkpoint in an epoch."""
+        with self.journal.saving():
+            self.save("train")
 
     def clustering_is_due(self, epoch: int) -> bool:
         """Whether the epoch starts with a clustering that no checkpoint holds yet."""

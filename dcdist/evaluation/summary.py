@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def evaluate_features(
     whitening_dimensions: int,
     linear: bool = True,
     num_seeds: int = DEFAULT_NUM_SEEDS,
+    progressed: Callable[[], None] = lambda: None,
 ) -> SummaryRow:
     """Scores a feature set. Clusters are those of the training images.
 
@@ -67,6 +68,7 @@ def evaluate_features(
         whitening_dimensions: of the whitened read-out, as far as there are features.
         linear: whether to train the linear classifier, where there are test images.
         num_seeds: clusterings of each read-out, over which scores are averaged.
+        progressed: called after each clustering and each classifier.
 
     Raises:
         UsageError: fewer images than clusters, or none with a label.
@@ -76,7 +78,10 @@ def evaluate_features(
     readouts = label_free_readouts(features_train, num_classes, whitening_dimensions)
 
     def score(name: str) -> ReadoutScores:
-        partitions = [readouts[name](seed + number).assignments.numpy() for number in range(num_seeds)]
+        partitions = []
+        for number in range(num_seeds):
+            partitions.append(readouts[name](seed + number).assignments.numpy())
+            progressed()
         nmis = [nmi(partition, labels) for partition in partitions]
         accuracies = [hungarian_accuracy(partition, labels) for partition in partitions]
         return ReadoutScores(statistics.fmean(nmis), min(nmis), max(nmis), statistics.fmean(accuracies))
@@ -89,9 +94,11 @@ def evaluate_features(
         labels_test,
         num_neighbors=max(1, min(DEFAULT_NUM_NEIGHBORS, num_voters)),
     )
+    progressed()
     linear_top1 = None
     if linear and features_test is not None and labels_test is not None:
         linear_top1 = linear_accuracy(features_train, labels_train, features_test, labels_test, seed).top1
+        progressed()
     return SummaryRow(
         name=name,
         plain=score(PLAIN),

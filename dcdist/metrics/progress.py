@@ -11,7 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 PLAIN_EVERY_SECONDS = 5.0
-_QUIET_EVENTS = {"phase", "checkpoint", "stage_begin", "first_step", "plan", "machines", "end", "clusters_of_before"}
+_QUIET_EVENTS = {
+    *("phase", "phase_done", "checkpoint", "stage_begin", "first_step", "plan", "machines", "end"),
+    "clusters_of_before",
+}
 
 
 def progress_sink(console: Console) -> TerminalProgress | PlainProgress:

@@ -183,8 +183,6 @@ class PrometheusSink:
             return  # before the first stage
         if record["stage"] != self._stage:
             self._begin_stage(record["stage"])
-        for phase, seconds in record.get("seconds", {}).items() if record["kind"] != "event" else ():
-            self._phase_seconds.labels(*self._labels, phase).set(seconds)
         for loss, value in _losses(record):
             self._loss.labels(*self._labels, loss).set(value)
         if record["kind"] == "event":
@@ -233,6 +231,8 @@ class PrometheusSink:
             case "phase":
                 self._phase.clear()
                 self._phase.labels(*labels, record["phase"]).set(1)
+            case "phase_done":
+                self._phase_seconds.labels(*labels, record["phase"]).set(record["seconds"])
             case "plan":
                 self._draws.labels(*labels).set(record["draws_per_image"])
             case "machines":

@@ -29,6 +29,7 @@ def surroundings(**sections: Any) -> Any:
         collectives=Collectives(),
         boundary=None,
         recorder=None,
+        machines=None,
         state=RunState(),
     )
 

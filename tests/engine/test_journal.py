@@ -79,13 +79,14 @@ def one_step(log: Journal, progress: Progress, clock: Clock, waited: float, comp
 def test_speed_is_of_steps_alone(kept: Kept, clock: Clock) -> None:
     log, progress = journal(kept)
     clock.now += 100  # features and clustering
-    one_step(log, progress, clock, waited=1.0, computed=3.0, loss=6.0)
-    one_step(log, progress, clock, waited=0.0, computed=4.0, loss=12.0)
-    log.flush()  # as a checkpoint does
-    clock.now += 50  # the checkpoint
-    one_step(log, progress, clock, waited=0.0, computed=2.0, loss=3.0)
-    log.flush()
-    first, second = kept.records
+    with log.phase("train"):
+        one_step(log, progress, clock, waited=1.0, computed=3.0, loss=6.0)
+        one_step(log, progress, clock, waited=0.0, computed=4.0, loss=12.0)
+        with log.saving():
+            clock.now += 50
+        one_step(log, progress, clock, waited=0.0, computed=2.0, loss=3.0)
+        log.flush()
+    first, second = (record for record in kept.records if record["kind"] == "step")
     assert (first["step"], first["samples_per_second"], first["data_wait_ratio"]) == (2, 120 / 8, 1 / 8)
     assert (first["loss"], first["losses"]) == (3.0, {"clusters": 3.0}), "of 3 microbatches a step, 2 steps"
     assert first["figures"] == {"confident_ratio": 0.5}, "means over microbatches, no part of the loss"
@@ -166,23 +167,89 @@ def test_an_epoch_ends_with_what_the_machines_used(kept: Kept, clock: Clock) -> 
     assert "gpu_memory_bytes" not in first
 
 
-def test_every_step_is_timed_with_its_waiting(clock: Clock) -> None:
-    class Timed(Kept):
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: list[tuple[int, int, float]] = []
+class Timed(Kept):
+    """It also keeps (epoch, step, seconds) of every step."""
 
-        def step_done(self, epoch: int, step: int, seconds: float, /) -> None:
-            self.steps.append((epoch, step, seconds))
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[int, int, float]] = []
 
-        def progressed(self) -> None: ...
+    def step_done(self, epoch: int, step: int, seconds: float, /) -> None:
+        self.steps.append((epoch, step, seconds))
 
+    def progressed(self) -> None: ...
+
+
+def test_every_step_is_timed_with_its_waiting_and_without_saving(clock: Clock) -> None:
     timed = Timed()
     log, progress = journal(timed)
-    one_step(log, progress, clock, waited=0.5, computed=1.5, loss=3.0)
-    clock.now += 50  # a checkpoint
-    one_step(log, progress, clock, waited=0.0, computed=3.0, loss=3.0)
-    assert timed.steps == [(0, 1, 2.0), (0, 2, 3.0)]
+    clock.now += 100  # clustering
+    with log.phase("train"):
+        one_step(log, progress, clock, waited=0.5, computed=1.5, loss=3.0)
+        clock.now += 0.25  # waiting for the other ranks at a boundary
+        with log.saving():
+            clock.now += 50
+        one_step(log, progress, clock, waited=0.0, computed=3.0, loss=3.0)
+    with log.phase("train"):
+        one_step(log, progress, clock, waited=0.0, computed=1.0, loss=3.0)
+    assert timed.steps == [(0, 1, 2.0), (0, 2, 3.25), (0, 3, 1.0)]
+
+
+class OnDevice:
+    """A sum that some device still computes: reading it waits so many seconds."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+
+    def __radd__(self, other: Any) -> OnDevice:
+        return OnDevice(self._clock, self._seconds + getattr(other, "_seconds", 0.0))
+
+    __add__ = __radd__
+
+    def __float__(self) -> float:
+        self._clock.now += self._seconds
+        return 1.0
+
+
+def test_what_a_device_computes_after_a_step_has_returned_is_the_steps_time(clock: Clock) -> None:
+    timed = Timed()
+    log, progress = journal(timed, every_num_steps=3)
+    began = clock.now
+    with log.phase("train"):
+        for step in range(1, 9):
+            progress.advance_step()
+            clock.now += 0.25  # to launch it
+            losses: dict[str, Any] = {"clusters": OnDevice(clock, 2.0)}
+            log.step(StepSums(losses, {}), 0.5, is_last=step == 8)
+            if step == 4:
+                with log.saving():
+                    clock.now += 50
+    log.epoch(heldout_loss=None)
+    seconds = [seconds for _, _, seconds in timed.steps]
+    assert seconds == [0.25, 0.25, 6.25, 0.25, 2.25, 4.25, 0.25, 4.25], "a record, a checkpoint, a record, the end"
+    assert sum(seconds) == clock.now - began - 50
+    steps = [record for record in timed.records if record["kind"] == "step"]
+    assert [step["samples_per_second"] for step in steps] == [60 * 3 / 6.75, 60 / 2.25, 60 * 2 / 4.5, 60 * 2 / 4.5]
+    assert timed.records[-1]["seconds"] == {"train": 68.0}
+
+
+def test_the_last_step_of_an_epoch_ends_with_a_record(kept: Kept) -> None:
+    log, progress = journal(kept, every_num_steps=10)
+    progress.advance_step()
+    assert not log.records_next_step()
+    assert log.records_next_step(is_last=True)
+    log.step(StepSums({"clusters": torch.tensor(3.0)}, {}), 0.5, is_last=True)
+    assert [record["kind"] for record in kept.records] == ["step"]
+
+
+def test_a_phase_tells_how_long_it_took(kept: Kept, clock: Clock) -> None:
+    log, _ = journal(kept)
+    with log.phase("readout"):
+        clock.now += 7.0
+    begun, done = kept.records
+    assert (begun["event"], begun["phase"]) == ("phase", "readout")
+    assert (done["event"], done["phase"], done["seconds"]) == ("phase_done", "readout", 7.0)
 
 
 def test_an_epoch_says_how_often_it_draws_an_image(kept: Kept) -> None:

@@ -24,7 +24,15 @@ def groups(seed: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_row_holds_what_its_parts_measure() -> None:
     (train, labels), (test, wanted) = groups(0, 120), groups(1, 60)
     labels[:10] = -1
-    row = evaluate_features("raw", train, labels, test, wanted, 3, seed=4, whitening_dimensions=5, num_seeds=2)
+    passed: list[None] = []
+    row = evaluate_features(
+        *("raw", train, labels, test, wanted, 3),
+        seed=4,
+        whitening_dimensions=5,
+        num_seeds=2,
+        progressed=lambda: passed.append(None),
+    )
+    assert len(passed) == 3 * 2 + 2, "three read-outs of two seeds, neighbours, the linear classifier"
     unit = train / train.norm(dim=1, keepdim=True)
     nmis = [nmi(cluster_features(unit, 3, seed).assignments.numpy(), labels.numpy()) for seed in (4, 5)]
     assert row.plain.nmi == pytest.approx(sum(nmis) / 2, abs=1e-12)

@@ -134,7 +134,7 @@ def test_steps_that_are_not_finite_are_counted(watched: Watched) -> None:
     assert watched.values()["dcdist_nonfinite_steps_total"] == {(): 3.0}
 
 
-def test_a_clustering_by_head_and_phases(watched: Watched) -> None:
+def test_a_clustering_by_head(watched: Watched) -> None:
     watched.write(clustering(0, seconds={"features": 1.5}), clustering(0, head=1, seconds={"features": 1.5}))
     values = watched.values()
     heads = [(("head", "0"),), (("head", "1"),)]
@@ -149,7 +149,7 @@ def test_a_clustering_by_head_and_phases(watched: Watched) -> None:
     }.items():
         assert values[name] == dict.fromkeys(heads, value), name
     assert values["dcdist_clusterings_total"] == {(): 1.0}, "both heads are of one"
-    assert values["dcdist_phase_duration_seconds"] == {(("phase", "features"),): 1.5}
+    assert "dcdist_phase_duration_seconds" not in values, "its own event says that"
     assert "dcdist_assignment_nmi_ratio" not in values
     later = {"nmi_previous": 0.75, "changed_ratio": 0.25, "nmi_targets": 0.4}
     watched.write(clustering(30, **later, seconds={"features": 2.5, "cluster": 0.5}))
@@ -157,7 +157,13 @@ def test_a_clustering_by_head_and_phases(watched: Watched) -> None:
     assert values["dcdist_assignment_nmi_ratio"] == {heads[0]: 0.75}
     assert values["dcdist_assignment_changed_ratio"] == {heads[0]: 0.25}
     assert values["dcdist_label_nmi_ratio"] == {heads[0]: 0.4}
-    assert values["dcdist_phase_duration_seconds"] == {(("phase", "features"),): 2.5, (("phase", "cluster"),): 0.5}
+
+
+def test_a_phase_is_timed_when_it_is_done(watched: Watched) -> None:
+    for phase, seconds in (("features", 1.5), ("readout", 4.0), ("features", 2.5)):
+        watched.write(record("event", 7, event="phase_done", phase=phase, seconds=seconds))
+    values = watched.values()
+    assert values["dcdist_phase_duration_seconds"] == {(("phase", "features"),): 2.5, (("phase", "readout"),): 4.0}
 
 
 def test_a_resumed_run_shows_the_clusters_that_it_trains_on(watched: Watched) -> None:
@@ -197,7 +203,6 @@ def test_a_commit_an_epoch_and_a_plan(watched: Watched) -> None:
     assert values["dcdist_phase_info"] == {(("phase", "train"),): 1.0}
     assert values["dcdist_collapse_warnings_total"] == {(): 1.0}
     assert values["dcdist_loss"] == {(("loss", "heldout"),): 2.5}
-    assert values["dcdist_phase_duration_seconds"] == {(("phase", "train"),): 4.0}
     assert (values["dcdist_epochs_total"], values["dcdist_progress_epochs"]) == ({(): 1.0}, {(): 3.0})
     watched.write(step_record(10, figures={"usage_entropy_ratio": 0.5}))
     assert watched.values()["dcdist_figure"] == {(("figure", "usage_entropy_ratio"),): 0.5}

@@ -40,8 +40,8 @@ class RecordSteps:
         train = TrainingStep.__call__
         rank = int(os.environ["RANK"])
 
-        def recording(self: Any, microbatches: Any, seeds: Any, step_in_stage: int) -> Any:
-            result = train(self, microbatches, seeds, step_in_stage)
+        def recording(self: Any, microbatches: Any, seeds: Any, step_in_stage: int, measured: bool = False) -> Any:
+            result = train(self, microbatches, seeds, step_in_stage, measured=measured)
             batches = [batch for microbatch in microbatches for batch in microbatch.values()]
             ids = [sample_id for batch in batches for sample_id in batch.sample_ids.tolist()]
             with (file.folder / f"rank-{rank}.jsonl").open("a") as lines:

@@ -137,6 +137,19 @@ def test_records_of_steps_epochs_and_events(finished: Path) -> None:
     assert "checkpoint" in events
 
 
+def test_the_read_out_and_the_scores_are_phases(finished: Path) -> None:
+    events = records(finished, "event")
+    done = {event["phase"]: event["seconds"] for event in events if event["event"] == "phase_done"}
+    assert done.keys() == {"features", "reduce", "cluster", "train", "readout", "score"}
+    assert all(seconds > 0 for seconds in done.values())
+    assert [event["phase"] for event in events if event["event"] == "phase"][-2:] == ["readout", "score"]
+
+
+def test_checkpoints_are_recorded_once(finished: Path) -> None:
+    names = [event["name"] for event in records(finished, "event") if event["event"] == "checkpoint"]
+    assert len(set(names)) == len(names)
+
+
 def test_the_summary_is_stored(finished: Path) -> None:
     summary = json.loads((finished / "evaluations" / "summary-0001.json").read_text())
     assert [row["name"] for row in summary["rows"]] == ["raw pixels", "untrained network", "trained network"]
