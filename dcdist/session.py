@@ -75,21 +75,26 @@ class Session:
         self.backbone = build_backbone(self.config.model, self.config.views.image_size, self.config.run.seed)
         self.fingerprint = self.collectives.on_main(self.check_data)
         self.attempt = Attempt(self.run_directory, self.collectives.on_main(self.begin_attempt))
-        with self.ending_recorded(), log_to_run(self.run_directory, self.attempt.number, self.collectives.rank):
-            Training(
-                Begun(
-                    config=self.config,
-                    run_directory=self.run_directory,
-                    attempt=self.attempt,
-                    source=self.source,
-                    heldout=self.heldout,
-                    fingerprint=self.fingerprint,
-                    backbone=self.backbone,
-                    collectives=self.collectives,
-                    devices=self.devices,
-                    signals=self.signals,
-                )
-            ).run()
+        training = Training(
+            Begun(
+                config=self.config,
+                run_directory=self.run_directory,
+                attempt=self.attempt,
+                source=self.source,
+                heldout=self.heldout,
+                fingerprint=self.fingerprint,
+                backbone=self.backbone,
+                collectives=self.collectives,
+                devices=self.devices,
+                signals=self.signals,
+            )
+        )
+        with (
+            contextlib.closing(training),
+            self.ending_recorded(),
+            log_to_run(self.run_directory, self.attempt.number, self.collectives.rank),
+        ):
+            training.run()
         return ExitCode.DONE
 
     def settle_config(self) -> ExperimentConfig:

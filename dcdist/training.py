@@ -59,7 +59,7 @@ class Begun:
 
 
 class Training:
-    """The stages of a run, from wherever its newest checkpoint is to the scores."""
+    """The stages of a run, from wherever its newest checkpoint is to the scores. To be closed."""
 
     def __init__(self, begun: Begun) -> None:
         self._begun = begun
@@ -81,7 +81,6 @@ class Training:
         """Trains what is left of every stage, then scores the last."""
         found = self._begin()
         with contextlib.ExitStack() as resources:  # closes all of them, whichever of them fails
-            resources.callback(lambda: self._recorder.close())
             if found:
                 resources.callback(found.close)
             try:
@@ -97,6 +96,10 @@ class Training:
             except Exception as error:
                 self._record_end(error)
                 raise
+
+    def close(self) -> None:
+        """Ends the records. Waits where somebody should see the last figures: better after the end is recorded."""
+        self._recorder.close()
 
     def _surroundings(self, resources: contextlib.ExitStack) -> Surroundings:
         """What all stages share; what of it is to be closed is left to `resources`. Collective."""
@@ -159,6 +162,7 @@ class Training:
         goes_on = code is ExitCode.RUN_AGAIN or isinstance(error, Superseded)
         finished = code in (ExitCode.DONE, ExitCode.STOPPED) and not goes_on
         self._event("end", exit_code=int(code), finished=finished, goes_on=goes_on)
+        self._recorder.sync()
 
     def _begin(self) -> StoredCheckpoint | None:
         """The checkpoint to go on from, None for a new run, whose network then has its initial weights. Collective."""

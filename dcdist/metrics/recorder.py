@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from dcdist.errors import Preempted
+
 logger = logging.getLogger(__name__)
 
 Kind = Literal["step", "clustering", "epoch", "evaluation", "event"]
@@ -127,6 +129,8 @@ class Recorder:
         for sink in tuple(sinks):
             try:
                 action(sink)
+            except Preempted:  # of a signal that is acted on at once, wherever it arrives: no failure of the sink
+                raise
             except Exception as error:
                 name = type(sink).__name__
                 logger.warning("%s is left out from now on: %s: %s", name, type(error).__name__, error)

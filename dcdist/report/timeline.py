@@ -124,7 +124,7 @@ def _following(record: Record) -> str | None:
     event = record.get("event")
     if event == "phase":
         phase = str(record.get("phase"))
-        return _WORDS.get(phase, phase)
+        return _SCORING if phase == "score" else _WORDS.get(phase, phase)
     return _BETWEEN if record["kind"] == "epoch" or event in ("stage_begin", "stage_done") else None
 
 

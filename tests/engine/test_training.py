@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,8 @@ def attempt(folder: Path) -> Training:
 
 
 def test_an_attempt_that_is_done(sink: Sink, tmp_path: Path) -> None:
-    attempt(tmp_path).run()
+    with contextlib.closing(attempt(tmp_path)) as begun:
+        begun.run()
     assert sink.num_closed == 1
     assert {name: sink.of("end")[name] for name in ("exit_code", "finished", "goes_on")} == {
         "exit_code": 0,
@@ -100,8 +102,8 @@ def test_an_attempt_that_ends_by_an_error(
     error: Exception, exit_code: int, goes_on: bool, sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "run_stages", raising(error))
-    with pytest.raises(type(error)):
-        attempt(tmp_path).run()
+    with pytest.raises(type(error)), contextlib.closing(attempt(tmp_path)) as begun:
+        begun.run()
     end = sink.of("end")
     assert (end["exit_code"], end["finished"], end["goes_on"]) == (exit_code, False, goes_on)
     assert sink.num_closed == 1
@@ -112,8 +114,8 @@ def test_what_cannot_be_built_leaves_nothing_open(
     name: str, sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, name, raising(RunError("no")))
-    with pytest.raises(RunError):
-        attempt(tmp_path).run()
+    with pytest.raises(RunError), contextlib.closing(attempt(tmp_path)) as begun:
+        begun.run()
     assert sink.of("end")["exit_code"] == 1
     assert sink.num_closed == 1
 
@@ -122,8 +124,8 @@ def test_a_loader_that_does_not_close_keeps_nothing_else_open(
     sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Loader, "close", raising(OSError("no")))
-    with pytest.raises(OSError, match="no"):
-        attempt(tmp_path).run()
+    with pytest.raises(OSError, match="no"), contextlib.closing(attempt(tmp_path)) as begun:
+        begun.run()
     assert sink.num_closed == 1
 
 
@@ -131,7 +133,8 @@ def test_a_history_that_cannot_be_read_ends_nothing(
     sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(RunDirectory, "history", raising(OSError("the storage fails for a moment")))
-    attempt(tmp_path).run()
+    with contextlib.closing(attempt(tmp_path)) as begun:
+        begun.run()
     start = sink.of("start")
     assert (start["attempt"], start["repeated_steps_in_all"], start["preemptions"]) == (1, 0, {})
     assert "the storage fails for a moment" in caplog.text

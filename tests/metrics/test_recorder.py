@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dcdist.errors import Preempted
 from dcdist.metrics.recorder import Recorder
 
 
@@ -71,3 +72,17 @@ def test_after_close_records_go_nowhere() -> None:
     recorder.close()
     recorder.record("event", "main", 0, 0, event="late")
     assert sink.calls == ["close"]
+
+
+def test_a_signal_that_arrives_while_a_sink_works_is_no_failure_of_the_sink() -> None:
+    class Interrupted(Kept):
+        def write(self, record: Mapping[str, Any]) -> None:
+            super().write(record)
+            raise Preempted("SIGTERM")
+
+    sink = Interrupted()
+    recorder = Recorder([sink])
+    with pytest.raises(Preempted):
+        recorder.record("event", "main", 0, 0, event="phase", phase="score")
+    recorder.sync()
+    assert sink.calls == ["write", "sync"]
