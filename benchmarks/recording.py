@@ -50,7 +50,7 @@ class Switched:
     @contextmanager
     def installed(self) -> Iterator[None]:
         step, waited = Journal.step, Journal.waited_for_data
-        step_done, progressed, norm = Recorder.step_done, Recorder.progressed, torch.nn.utils.get_total_norm
+        progressed, norm = Recorder.progressed, torch.nn.utils.get_total_norm
         nothing = torch.zeros(())
 
         def timed(function: Callable[..., Any], otherwise: Any = None) -> Callable[..., Any]:
@@ -66,8 +66,8 @@ class Switched:
 
         recorded_step = timed(step)
 
-        def switched_step(journal: Journal, sums: StepSums, learning_rate: float) -> None:
-            recorded_step(journal, sums, learning_rate)
+        def switched_step(journal: Journal, sums: StepSums, learning_rate: float, is_last: bool = False) -> None:
+            recorded_step(journal, sums, learning_rate, is_last)
             self.num_steps += 1
             self.block += time.perf_counter() - self.began
             if self.num_steps % BLOCK == 0:
@@ -83,7 +83,7 @@ class Switched:
         torch.nn.utils.get_total_norm = timed(norm, nothing)
         yield
         Journal.step, Journal.waited_for_data = step, waited  # type: ignore[method-assign]
-        Recorder.step_done, Recorder.progressed = step_done, progressed  # type: ignore[method-assign]
+        Recorder.progressed = progressed  # type: ignore[method-assign]
         torch.nn.utils.get_total_norm = norm
 
 

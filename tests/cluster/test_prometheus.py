@@ -106,6 +106,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> It
             end(second)
         assert other.wait() == [1], "in the end its features are all equal"
         left_behind.unlink()
+        time.sleep(3)  # so that queries by the second see the end
         runs = (folder / "healthy", folder / "collapsed", folder / "dead")
         yield Watched(prometheus, *runs, began, killed, resumed, ended, time.time(), page)
     finally:
