@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ def target_of(tmp_path: Path, launcher: dict[str, str], **metrics: Any) -> str:
     run = RunDirectory(str(tmp_path / "run"))
     recorder = build_recorder(config, run, run.begin_attempt({}).number, 0.0, launcher)
     try:
+        deadline = time.monotonic() + 30
         while not (files := list(folder.glob("dcdist-*.json"))):
-            pass
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         (entry,) = json.loads(files[0].read_bytes())
         assert entry["labels"]["instance"] == str(tmp_path / "run")
         target: str = entry["targets"][0]
