@@ -66,7 +66,8 @@ class PrometheusSink:
 
     def __init__(self, identity: Identity, open_outlets: Callable[[CollectorRegistry], Sequence[Outlet]]) -> None:
         self._identity = identity
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for each counter and bucket, that nothing asks for
+        # They are a series more for each counter, which nothing asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._stage = ""
         self._samples_per_step = 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-logger = logging.getLogger(__name__)
+from dcdist.metrics.recorder import Retried
 
 REFRESH_EVERY_SECONDS = 15.0
 LAST_LOOK_SECONDS = 30.0  # two of Prometheus' usual intervals
@@ -37,8 +36,9 @@ class KeptOutlets:
     """
 
     def __init__(self, outlets: Sequence[Outlet]) -> None:
-        self._outlets = outlets
-        self._failing: set[Outlet] = set()
+        self._outlets = [
+            (outlet, Retried(f"metrics for Prometheus: {type(outlet).__name__} fails", Exception)) for outlet in outlets
+        ]
         self._closed = threading.Event()
         self._awaits_last_look = False
         self._thread = threading.Thread(target=self._keep, name="dcdist-prometheus", daemon=True)
@@ -54,22 +54,14 @@ class KeptOutlets:
     def _keep(self) -> None:
         is_over = False
         while not is_over:
-            for outlet in self._outlets:
-                self._try(outlet, outlet.refresh)
+            for outlet, retried in self._outlets:
+                with retried:
+                    outlet.refresh()
             is_over = self._closed.wait(REFRESH_EVERY_SECONDS)
         if self._awaits_last_look:
-            for outlet in self._outlets:
-                self._try(outlet, outlet.last_look)
-        for outlet in self._outlets:
-            self._try(outlet, outlet.close)
-
-    def _try(self, outlet: Outlet, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:
-            if outlet not in self._failing:
-                name = type(outlet).__name__
-                logger.warning("metrics for Prometheus: %s fails for now: %s: %s", name, type(error).__name__, error)
-            self._failing.add(outlet)
-        else:
-            self._failing.discard(outlet)
+            for outlet, retried in self._outlets:
+                with retried:
+                    outlet.last_look()
+        for outlet, retried in self._outlets:
+            with retried:
+                outlet.close()

@@ -52,16 +52,18 @@ SinkType = TypeVar("SinkType", bound=Sink)
 
 
 class Retried:
-    """A block that may fail by an OSError, because it comes again: a disk may be full, or a server away, for a while.
+    """A block that may fail, because it comes again: a disk may be full, or a server away, for a while.
 
     The first error is a warning, those that follow are not, until the block has succeeded again.
 
     Args:
         what: what the warning says of the time until then.
+        errors: what it may fail by.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, errors: type[Exception] = OSError) -> None:
         self._what = what
+        self._errors = errors
         self._is_failing = False
 
     def __enter__(self) -> None:
@@ -70,7 +72,7 @@ class Retried:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        is_failing = isinstance(error, OSError)
+        is_failing = isinstance(error, self._errors)
         if is_failing and not self._is_failing:
             logger.warning("%s for now: %s", self._what, error)
         self._is_failing = is_failing
