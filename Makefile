@@ -20,8 +20,7 @@ demo: install
 
 test: install lint
 	tests/cluster/install.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest --ignore tests/cluster --numprocesses 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --no-loadscope-reorder
 
 soak: install
 	tests/cluster/install.sh

@@ -78,9 +78,10 @@ def run_bare(config: ExperimentConfig, num_threads: int, folder: Path) -> Figure
     """The network alone on one random batch, in as many processes and threads as dcdist has."""
     job = local_job(config.launch, ())
     train, features = config.train, config.features
+    threads = num_threads // job.num_processes
     assert isinstance(train.microbatch_size, int)
     sizes = {
-        "threads": num_threads // job.num_processes,
+        "threads": threads,
         "batch-size": features.batch_size,
         "microbatch-size": train.microbatch_size,
         "num-microbatches": train.batch_size // train.microbatch_size // job.num_processes,
@@ -91,7 +92,7 @@ def run_bare(config: ExperimentConfig, num_threads: int, folder: Path) -> Figure
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
     layout = "--channels-last" if train.channels_last else "--no-channels-last"
     command = (sys.executable, "-m", "benchmarks.synthetic", *arguments, f"--precision={train.precision}", layout)
-    code = LocalLauncher().submit(JobSpec((*command, f"--json={output}"), job.num_processes, sizes["threads"])).wait()
+    code = LocalLauncher().submit(JobSpec((*command, f"--json={output}"), job.num_processes, threads)).wait()
     if code:
         raise SystemExit(f"{' '.join(command)} ended with {code}")
     figures: Figures = json.loads(output.read_text())

@@ -30,6 +30,8 @@ class PlainAlexNet(nn.Module):
         super().__init__()
         grey = nn.Conv2d(3, 1, 1)
         edges = nn.Conv2d(1, 2, 3, padding=1)
+        assert grey.bias is not None
+        assert edges.bias is not None
         with torch.no_grad():
             grey.weight.fill_(1 / 3)
             grey.bias.zero_()

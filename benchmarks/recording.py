@@ -78,7 +78,7 @@ class Switched:
             self.began = time.perf_counter() - seconds
             waited(journal, seconds)
 
-        Journal.step, Journal.waited_for_data = switched_step, noting  # type: ignore[method-assign]
+        Journal.step, Journal.waited_for_data = switched_step, noting  # type: ignore[method-assign, assignment]
         Recorder.progressed = timed(progressed)  # type: ignore[method-assign]
         torch.nn.utils.get_total_norm = timed(norm, nothing)
         yield

@@ -75,8 +75,8 @@ def write_set(contents: dict[str, bytes], folder: Path) -> None:
             (text / f"{name}_{kind}.txt").write_text("".join(f"{line}\n" for line in content))
         easy, hard = ([place[one] for one in lines[kind]] for kind in ("good", "ok"))
         entries.append({"bbx": list(box), "easy": easy, "hard": hard, "junk": []})
-    content = {"gnd": entries, "imlist": listed, "qimlist": queries}
-    (folder / "gnd.pkl").write_bytes(pickle.dumps(content))
+    ground_truth = {"gnd": entries, "imlist": listed, "qimlist": queries}
+    (folder / "gnd.pkl").write_bytes(pickle.dumps(ground_truth))
 
 
 def _pixels(shares: tuple[float, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -93,7 +93,7 @@ def status(
     """Say how a run stands, from its folder alone: state, position, rate, time left, last checkpoint, restarts.
 
     With --watch also losses, balance of the clusters and events, drawn anew until the run is done, stopped or failed; a
-    preempted run is waited for. In a pipe: a line for each event and epoch.
+    run that has not begun or was preempted is waited for. In a pipe: a line for each event and epoch.
     """
     if watch:
         from dcdist.status.watch import watch_run

@@ -9,10 +9,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 from dcdist.data.loader_processes import start_server
 from tests.availability import unavailable
@@ -23,7 +25,25 @@ torch.set_num_threads(1)
 # itself would start imports less. torch._dynamo is what the first optimizer imports, for seconds.
 start_server(["dcdist.cli", "dcdist.worker", "dcdist.config.load", "torch._dynamo"])
 
+CLUSTERS = "tests/cluster/"
+
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+class _FilesAndClusters(LoadFileScheduling):
+    """A file's tests are the work of one process, and so are all of the clusters, which mostly wait."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "clusters" if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndClusters:
+    return _FilesAndClusters(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The clusters come first, for they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(CLUSTERS))
 
 
 @pytest.fixture(scope="session")

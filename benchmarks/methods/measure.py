@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.methods.rows import Row
 from dcdist.errors import ExitCode
 from dcdist.evaluate import evaluate
-from dcdist.evaluate.kinds import Report
 from dcdist.evaluate.measured import Options
+from dcdist.evaluate.report import Report
 from dcdist.run_directory import RunDirectory
 
 NUM_NEIGHBORS = 20

@@ -84,7 +84,7 @@ def _outlets(metrics: MetricsSection, identity: Identity, attempt: int) -> Calla
             if endpoint is not None and endpoint.port is not None:
                 outlets.append(endpoint)
                 if metrics.prometheus_discovery is not None:
-                    target = f"{metrics.prometheus_host or reachable_name(address)}:{endpoint.port}"
+                    target = f"{reachable_name(metrics.prometheus_host or address)}:{endpoint.port}"
                     tls = metrics.prometheus_certificate is not None
                     outlets.append(DiscoveryFile(Path(metrics.prometheus_discovery), identity.run, target, tls))
         if metrics.prometheus_textfile is not None:
@@ -121,7 +121,7 @@ def reachable_name(address: str) -> str:
     Names of machines need not resolve elsewhere, or do so to a loopback address.
     """
     if address not in _ANY:
-        return f"[{address}]" if ":" in address else address
+        return f"[{address}]" if ":" in address and "[" not in address else address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # an address for documentation: no packet is sent

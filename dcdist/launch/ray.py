@@ -235,6 +235,13 @@ class RaySubmission:
         return address
 
     def _config_text(self) -> str:
+        weights = self.config.model.initial_weights
+        if weights is not None and "://" not in weights and not Path(weights).is_absolute():
+            # It is part of what a run is, as it is written: made absolute here it would be another run's.
+            raise UsageError(
+                f"model.initial_weights={weights} is relative, and the job starts in a folder of its own: give the "
+                "absolute path of a file that all machines see, or a URL"
+            )
         return to_yaml(with_absolute_paths(self.config))
 
 

@@ -88,7 +88,8 @@ class PrometheusSink:
             "dcdist_progress_timestamp_seconds", "When the run last passed a step, a feature batch or an iteration"
         )
         self._progressed_at.set_to_current_time()
-        # Shown from the event "start" on: a 0 before it would look like a run that begins anew.
+        # Shown from the event "start" on (stages: from the first of a stage): a 0 before it would look like a run that
+        # begins anew.
         self._restarts = self._gauge("dcdist_restarts", "Starts of the run after the first", ("run",))
         self._preemptions = self._gauge(
             "dcdist_preemptions", "Earlier attempts by why they ended before the run did", ("run", "reason")
@@ -96,6 +97,8 @@ class PrometheusSink:
         self._repeated = self._gauge(
             "dcdist_repeated_steps", "Training steps that restarts did again, in all", ("run",)
         )
+        self._progress_stages = self._gauge("dcdist_progress_stages", "Stages of the run that are done", ("run",))
+        self._run_gauge("dcdist_target_stages", "Stages that the run has").set(len(identity.methods))
         self._first_step_after = self._gauge(
             "dcdist_start_to_first_step_seconds", "From the start of the job to the end of its first step", ("run",)
         )
@@ -241,8 +244,11 @@ class PrometheusSink:
                     self._waited.labels(*labels, node).inc(seconds)
             case "collapse":
                 self._collapses.labels(*labels).inc()
-            case "clusters_of_before" | "stage_done":
+            case "clusters_of_before":
                 self._set_clusters(record)
+            case "stage_done":
+                self._set_clusters(record)
+                self._set_stages(done=1)
 
     def _write_step(self, record: Mapping[str, Any]) -> None:
         self._nonfinite.labels(*self._labels).inc(record["nonfinite_steps"])
@@ -265,11 +271,17 @@ class PrometheusSink:
     def _begin_stage(self, stage: str) -> None:
         """Gauges of a stage that is over would look like those of a run that stands still; counters begin at 0."""
         self._stage = stage
+        self._set_stages(done=0)
         for metric in self._cleared:
             metric.clear()
         counters = (self._steps, self._samples, self._epochs, self._clusterings, self._collapses, self._nonfinite)
         for counter in counters:
             counter.labels(*self._labels)
+
+    def _set_stages(self, done: int) -> None:
+        """Those before this one, and this one where it is done."""
+        before = list(self._identity.methods).index(self._stage)
+        self._progress_stages.labels(self._identity.run).set(before + done)
 
     def _set_step(self, step: int) -> None:
         done = step - self._first_step

@@ -12,15 +12,18 @@ import hmac
 import json
 import logging
 import os
+import socket
 import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 
 from dcdist.errors import UsageError
 from dcdist.metrics.prometheus_outlets import LAST_LOOK_SECONDS
@@ -29,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 STALE_AFTER_SECONDS = 24 * 3600.0  # of files that nobody refreshes: a killed run's alerts last until then
 _WATCHED_WITHIN_SECONDS = 300.0
-_ANSWER_WITHIN_SECONDS = 10.0  # of a client that connects and says nothing
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -61,18 +63,14 @@ class Endpoint:
         credentials: Path | None = None,
     ) -> None:
         self.port: int | None = None
-        self._server: Any = None
+        self._server: _Server | None = None
         self._asked_at: float | None = None
         app = self._noticing(make_wsgi_app(registry))
         if credentials is not None:
             app = _asking(app, _read_credentials(credentials))
-        tls: dict[str, Any] = {}
-        if certificate is not None:
-            tls = {"certfile": str(certificate), "keyfile": str(private_key or certificate)}
-            _check_certificate(certificate, private_key)
+        tls = _tls(certificate, private_key) if certificate is not None else None
         try:
-            # Nothing is served until the app that may ask for a password is there.
-            started: tuple[Any, threading.Thread] = start_http_server(port, address, CollectorRegistry(), **tls)
+            self._server = _Server(address, port, app, tls)
         except OSError as error:
             logger.warning(
                 "no Prometheus endpoint at %s:%d (%s): the run goes on without; "
@@ -82,13 +80,9 @@ class Endpoint:
                 error,
             )
             return
-        server, self._thread = started
-        server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"timeout": _ANSWER_WITHIN_SECONDS})
-        if certificate is not None:
-            server.socket.do_handshake_on_connect = False  # but in the request's thread: a slow client holds up nobody
-        server.handle_error = _note_error
-        server.set_app(app)
-        self._server, self.port = server, server.server_port
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="dcdist-metrics", daemon=True)
+        self._thread.start()
 
     def _noticing(self, app: App) -> App:
         def noticing(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -117,6 +111,36 @@ class Endpoint:
             self._server.server_close()
             self._thread.join()
             self._server = None
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a request: a slow client holds up nobody."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str, port: int, app: App, tls: ssl.SSLContext | None) -> None:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, *_, where = found[0]
+        super().__init__(where, _Handler)  # type: ignore[arg-type]
+        self.set_app(app)
+        if tls is not None:  # the handshake is the request's thread's
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # HTTPServer's own asks for this machine's full name: slow DNS would delay a start
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+    def handle_error(self, _request: Any, client: Any) -> None:
+        """Of a client that speaks another protocol, or nothing: no business of who trains."""
+        logger.debug("a client at %s got no metrics", client, exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10.0  # of a client that connects and says nothing
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not worth a line."""
 
 
 class DiscoveryFile:
@@ -226,24 +250,21 @@ def _read_credentials(path: Path) -> bytes:
     return lines[0]
 
 
-def _check_certificate(certificate: Path, private_key: Path | None) -> None:
+def _tls(certificate: Path, private_key: Path | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, _no_password)
+        context.load_cert_chain(certificate, private_key, _no_password)
     except OSError as error:  # ssl.SSLError is one
         key = f" with metrics.prometheus_private_key={private_key}" if private_key else ""
         raise UsageError(
             f"metrics.prometheus_certificate={certificate}{key} cannot be used: {error}; expected PEM files of a "
             "certificate and its private key"
         ) from error
+    return context
 
 
 def _no_password() -> str:
     raise ssl.SSLError("the private key is encrypted, and nobody is there to be asked for its password")
-
-
-def _note_error(_request: Any, client: Any) -> None:
-    """Of a client that speaks another protocol, or nothing: no business of who trains."""
-    logger.debug("a client at %s got no metrics", client, exc_info=True)
 
 
 def _file_name(run: str) -> str:

@@ -52,6 +52,7 @@ STATE = "max by (run) (dcdist_finished{run}) or (2 + max by (run) (last_over_tim
 PROGRESS = """
     max by (run, stage) (dcdist_progress_steps{run, stage}) / max by (run, stage) (dcdist_target_steps{run, stage})
 """
+STAGES = "max by (run) (dcdist_progress_stages{run}) / max by (run) (dcdist_target_stages{run})"
 # At the pace of the last hour: clusterings, checkpoints and restarts are in it.
 REMAINING = """
     (max by (run, stage) (dcdist_target_steps{run, stage}) - max by (run, stage) (dcdist_progress_steps{run, stage}))

@@ -25,9 +25,10 @@ def now() -> list[Panel]:
     return [
         value(
             "Targets down",
-            "Endpoints that Prometheus knows and cannot read, of the jobs chosen. 0; for a few minutes one for each "
-            "run that ended or starts again.",
-            "count(up{job} == 0) or vector(0)",
+            "Endpoints that Prometheus knows and that do not answer, or on whose port another run does, of the jobs "
+            "chosen. 0; for a few minutes one for each run that ended or starts again.",
+            "count(max by (namespace, instance) (up{job}) unless on (namespace, instance) dcdist_build_info) "
+            "or vector(0)",
             parts.COUNT,
             below(1),
             legend="targets",

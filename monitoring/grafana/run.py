@@ -80,10 +80,10 @@ def now() -> list[Panel]:
 def progress() -> list[Panel]:
     return [
         line(
-            "Progress of the stage",
+            "Progress",
             "Rises to 1, stage by stage. Flat: a clustering, or nothing is done. A step back is a restart after a "
             "kill.",
-            [(parts.PROGRESS, "{{run}} {{stage}}")],
+            [(parts.PROGRESS, "{{run}} {{stage}}"), (parts.STAGES, "{{run}} stages done")],
             parts.SHARE,
             minimum=0,
             maximum=1,

@@ -71,7 +71,7 @@ def test_the_name_is_no_loopback_address_where_there_is_another() -> None:
         else:
             assert name == probe.getsockname()[0]
     assert reachable_name("10.0.0.7") == "10.0.0.7"
-    assert reachable_name("fd00::7") == "[fd00::7]"
+    assert reachable_name("fd00::7") == reachable_name("[fd00::7]") == "[fd00::7]"
 
 
 def test_a_certificate_that_is_gone_ends_the_first_start_and_no_later_one(

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# System packages that tests need: SLURM's daemons, network namespaces, a browser for the report, openssl, and Prometheus with
-# promtool. Where they cannot be installed those tests are skipped, saying so (in CI they fail).
+# System packages that tests need: SLURM's daemons, network namespaces, a browser for the report, openssl, Prometheus with
+# promtool, and node_exporter. Where they cannot be installed those tests are skipped, saying so (in CI they fail).
 set -euo pipefail
-for command in slurmctld slurmd munged ip chromium prometheus promtool openssl; do
+for command in slurmctld slurmd munged ip chromium prometheus promtool prometheus-node-exporter openssl; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || missing="${missing:-} $command"
 done
 [[ -z ${missing:-} ]] && exit 0
@@ -19,4 +19,4 @@ if [[ ! -e $policy ]]; then
 fi
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 chromium fonts-liberation \
-    prometheus openssl >/dev/null
+    prometheus prometheus-node-exporter openssl >/dev/null

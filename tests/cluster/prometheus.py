@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -9,17 +10,32 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.availability import unavailable
 
 MONITORING = Path(__file__).resolve().parents[2] / "monitoring"
 
 
 def is_installed() -> bool:
     return all(shutil.which(command) for command in ("prometheus", "promtool"))
+
+
+@contextlib.contextmanager
+def watching(folder: Path, discovery: Path, *others: Mapping[str, Any]) -> Iterator[Prometheus]:
+    """A Prometheus with its files in `folder`, a new one, until the end of the block."""
+    if not is_installed():
+        unavailable("prometheus and promtool are not installed")
+    folder.mkdir()
+    prometheus = Prometheus(folder, discovery, others=others)
+    try:
+        yield prometheus
+    finally:
+        prometheus.stop()
 
 
 class Prometheus:
@@ -30,10 +46,16 @@ class Prometheus:
         discovery: folder of files, as metrics.prometheus_discovery has it.
         data: a finished TSDB to serve instead of a new one.
         scrape: what else the scrape config has: tls_config, basic_auth.
+        others: further scrape configs.
     """
 
     def __init__(
-        self, folder: Path, discovery: Path, data: Path | None = None, scrape: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        discovery: Path,
+        data: Path | None = None,
+        scrape: Mapping[str, Any] | None = None,
+        others: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -44,7 +66,7 @@ class Prometheus:
         (own,) = (job for job in config["scrape_configs"] if job["job_name"] == "dcdist")
         own["file_sd_configs"] = [{"files": [f"{discovery}/dcdist-*.json"], "refresh_interval": "1s"}]
         own |= scrape or {}
-        config["scrape_configs"] = [own]
+        config["scrape_configs"] = [own, *others]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self.log = folder / "prometheus.log"
         with self.log.open("wb") as log:

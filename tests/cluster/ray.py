@@ -26,6 +26,7 @@ class RayCluster:
         self._port, self._dashboard_port = free_ports(2, below=10_000)  # Ray's workers take the ports from there on
         self.dashboard = f"http://127.0.0.1:{self._dashboard_port}"
         self._folder = folder
+        self.prometheus_discovery = folder / "prom_metrics_service_discovery.json"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_AUTH_MODE": "disabled",

@@ -14,6 +14,7 @@ import pytest
 
 from dcdist.metrics.jsonl import read_metrics
 from dcdist.storage import open_storage
+from tests.cluster.prometheus import watching
 from tests.cluster.ray import RayCluster
 from tests.cluster.runs import NUM_STEPS, assert_undisturbed_result, attempts, reached, wait_for_step
 from tests.cluster.slurm import wait_for
@@ -90,6 +91,27 @@ def test_a_node_dies_and_the_run_ends_on_what_is_left(ray: RayCluster, config: P
     assert reached(run, len(attempts(run))) == NUM_STEPS
     # Other samples, or another order, would give other losses from the kill on.
     assert losses(run) == pytest.approx(losses(undisturbed_run), rel=1e-3)
+
+
+def test_prometheus_reads_the_run_beside_ray_itself(ray: RayCluster, config: Path) -> None:
+    run, discovery = config.parent / "run", config.parent / "discovery"
+    of_ray = {"job_name": "ray", "file_sd_configs": [{"files": [str(ray.prometheus_discovery)]}]}
+    with watching(config.parent / "prometheus", discovery, of_ray) as prometheus:
+        metrics = ("metrics.prometheus_port=0", f"metrics.prometheus_discovery={discovery}", "train.num_epochs=100000")
+        submit(ray, "watched", config, *metrics)
+        own = f'run="{run}", instance="{run}", job="dcdist"'
+        (info,) = prometheus.wait_for(f"dcdist_job_info{{{own}}} and on (run) dcdist_progress_steps > 20", 180)
+        assert info["metric"]["launcher"] == "ray"
+        (processes,) = prometheus.wait_for(f"sum by (run) (dcdist_processes{{{own}}})")
+        assert processes["value"][1] == "2"
+        prometheus.wait_for('count(up{job="ray"} == 1) >= 2')  # its nodes
+        prometheus.wait_for('{__name__=~"ray_node_.*", job="ray"}')
+        assert prometheus.query('{__name__=~"dcdist_.*", job="ray"}') == []
+        dcdist(ray, "stop", str(run))
+        wait_for_status(ray, "watched", "FAILED")  # exit code 3
+        assert list(discovery.iterdir()) == []
+        (finished,) = prometheus.query(f"last_over_time(dcdist_finished{{{own}}}[5m])")
+        assert finished["value"][1] == "1"
 
 
 @pytest.mark.soak

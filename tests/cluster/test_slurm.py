@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from dcdist.build.recorder import reachable_name
+from tests.cluster.prometheus import watching
 from tests.cluster.runs import assert_undisturbed_result, attempts, wait_for_step
 from tests.cluster.slurm import Slurm, wait_for
 from tests.runs.processes import assert_same_state, final_state
@@ -204,3 +207,27 @@ def test_cancelled_it_does_not_come_back(slurm: Slurm, config: Path) -> None:
     time.sleep(3)
     assert slurm.state(job) == "CANCELLED"
     assert attempts(run)[0]["ended"]["signal"] == "SIGTERM"
+
+
+def test_prometheus_finds_a_job_of_two_nodes(slurm: Slurm, config: Path) -> None:
+    run, discovery = config.parent / "run", config.parent / "discovery"
+    metrics = ("metrics.prometheus_port=0", f"metrics.prometheus_discovery={discovery}", "train.num_epochs=100000")
+    with watching(config.parent / "prometheus", discovery) as prometheus:
+        options = ("--gpus-per-node=0", "--ntasks-per-node=1", "--time=10")
+        job = sbatch(slurm, config.parent, *TWO_NODES, *options, SCRIPT, str(config), *metrics)
+        own = f'run="{run}", instance="{run}", job="dcdist"'
+        (info,) = prometheus.wait_for(f"dcdist_job_info{{{own}}} and on (run) dcdist_progress_steps > 20")
+        assert (info["metric"]["launcher"], info["metric"]["job_name"]) == ("slurm", job)
+        for metric in ("dcdist_processes", "dcdist_memory_bytes"):
+            nodes = prometheus.query(f"{metric}{{{own}}} > 0")
+            assert {series["metric"]["node"] for series in nodes} == {"n1", "n2"}, metric
+        (file,) = discovery.iterdir()
+        ((host, port),) = (target.split(":") for target in json.loads(file.read_text())[0]["targets"])
+        assert host == reachable_name("0.0.0.0"), "as other machines reach it"
+        listening = {made.laddr for made in psutil.net_connections("tcp4") if made.status == psutil.CONN_LISTEN}
+        assert ("0.0.0.0", int(port)) in listening
+        dcdist(slurm, "stop", str(run))
+        slurm.wait(job, "FAILED")  # exit code 3
+        assert list(discovery.iterdir()) == []
+        (finished,) = prometheus.query(f"last_over_time(dcdist_finished{{{own}}}[5m])")
+        assert finished["value"][1] == "1"

@@ -111,6 +111,7 @@ def test_progress_is_absolute_and_counters_are_of_this_process(watched: Watched)
     assert values["dcdist_progress_epochs"] == {(): 2.0}
     assert values["dcdist_target_steps"] == {(): 860.0}
     assert values["dcdist_target_epochs"] == {(): 9.0}
+    assert (values["dcdist_progress_stages"], values["dcdist_target_stages"]) == ({(): 0.0}, {(): 2.0})
     assert values["dcdist_step_duration_seconds_count"] == {(): 3.0}
     assert values["dcdist_step_duration_seconds_sum"][()] == pytest.approx(1.8)
     buckets = values["dcdist_step_duration_seconds_bucket"]
@@ -230,6 +231,7 @@ def test_gauges_of_a_stage_that_is_over_are_gone_and_its_counts_stay(watched: Wa
     assert "dcdist_cluster_size_ratio_bucket" not in main
     assert "dcdist_progress_steps" not in main
     assert watched.values("second")["dcdist_progress_steps"] == {(): 0.0}
+    assert watched.values("second")["dcdist_progress_stages"] == {(): 1.0}
 
 
 def test_a_step_that_had_nothing_to_learn_from_leaves_the_loss_as_it_was(watched: Watched) -> None:
@@ -261,7 +263,7 @@ def test_the_last_figures_are_shown_where_the_run_does_not_go_on(
 
 def test_before_the_start_is_recorded_no_restart_is_shown() -> None:
     watched = Watched()
-    assert not {"dcdist_restarts", "dcdist_repeated_steps"} & watched.values().keys(), "not even 0, of a 20th attempt"
+    assert not {"dcdist_restarts", "dcdist_repeated_steps", "dcdist_progress_stages"} & watched.values().keys(), "not even 0, of a 20th attempt"
     watched.sink.close()
 
 
@@ -272,6 +274,7 @@ def test_the_end_of_a_stage_shows_its_final_clusters(watched: Watched) -> None:
     values = watched.values("second")
     assert values["dcdist_clusters"] == {(("head", "0"),): 50.0}
     assert values["dcdist_clusterings_total"] == {(): 0.0}
+    assert values["dcdist_progress_stages"] == {(): 2.0}
 
 
 def test_without_an_interval_none_is_shown() -> None:

@@ -58,6 +58,28 @@ def test_it_serves_what_is_newest_and_frees_the_port(registry: CollectorRegistry
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
+def test_it_asks_nobody_for_the_name_of_this_machine(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> str:
+        raise AssertionError("where the DNS is slow, so is a start")
+
+    monkeypatch.setattr(socket, "getfqdn", slow)
+    monkeypatch.setattr(socket, "gethostbyaddr", slow)
+    endpoint = Endpoint(registry, "0.0.0.0", 0)
+    assert "dcdist_test 1.0" in get(endpoint)
+    endpoint.close()
+
+
+def test_it_serves_on_ipv6(registry: CollectorRegistry) -> None:
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("a machine without IPv6")
+    endpoint = Endpoint(registry, "::1", 0)
+    with urllib.request.urlopen(f"http://[::1]:{endpoint.port}/metrics", timeout=10) as answer:
+        assert b"dcdist_test 1.0" in answer.read()
+    endpoint.close()
+
+
 def test_a_port_that_is_taken_is_a_warning(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -28,7 +28,7 @@ from tests.monitoring.queries import (
 )
 
 # Of every target, and of every series.
-TARGET_LABELS = {"instance", "job"}
+TARGET_LABELS = {"namespace", "instance", "job"}  # the first one in Kubernetes alone
 # What Prometheus itself adds.
 OWN_METRICS = {"up": TARGET_LABELS, "ALERTS": {"run", "stage", "head", "alertname", "alertstate", "severity"}}
 SUFFIXES = {
