@@ -263,7 +263,9 @@ def test_the_last_figures_are_shown_where_the_run_does_not_go_on(
 
 def test_before_the_start_is_recorded_no_restart_is_shown() -> None:
     watched = Watched()
-    assert not {"dcdist_restarts", "dcdist_repeated_steps", "dcdist_progress_stages"} & watched.values().keys(), "not even 0, of a 20th attempt"
+    assert not {"dcdist_restarts", "dcdist_repeated_steps", "dcdist_progress_stages"} & watched.values().keys(), (
+        "not even 0, of a 20th attempt"
+    )
     watched.sink.close()
 
 
