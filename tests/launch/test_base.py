@@ -8,6 +8,7 @@ import pytest
 
 from dcdist.config.load import to_yaml, validate
 from dcdist.config.schema import ExperimentConfig
+from dcdist.errors import UsageError
 from dcdist.launch.base import with_absolute_paths
 from dcdist.launch.ray import RaySubmission
 
@@ -43,3 +44,15 @@ def test_what_is_absolute_a_url_or_not_given_stays() -> None:
     found = with_absolute_paths(there)
     assert found.data.root == "s3://bucket/images"
     assert found.metrics == config.metrics
+
+
+def test_weights_that_a_ray_job_would_not_find_are_refused() -> None:
+    def submission(path: str) -> RaySubmission:
+        given = {"run": {"dir": "runs/one"}, "data": {"root": "images"}, "model": {"initial_weights": path}}
+        config = validate(given, "a test")
+        return RaySubmission(config, address="http://head:8265")
+
+    with pytest.raises(UsageError, match=r"model.initial_weights=w.safetensors is relative.*give the absolute path"):
+        submission("w.safetensors").submit()
+    for path in ("/shared/w.safetensors", "s3://bucket/w.safetensors"):
+        assert f"initial_weights: {path}" in submission(path).describe()
