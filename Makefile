@@ -20,7 +20,7 @@ demo: install
 
 test: install lint
 	tests/cluster/install.sh
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 3 --no-loadscope-reorder
 
 soak: install
 	tests/cluster/install.sh

@@ -21,7 +21,8 @@ from dcdist.metrics.heartbeat import Heartbeat
 from dcdist.metrics.jsonl import JsonLinesSink
 from dcdist.metrics.progress import progress_sink
 from dcdist.metrics.prometheus import Identity, PrometheusSink
-from dcdist.metrics.prometheus_endpoint import DiscoveryFile, Endpoint, TextFile
+from dcdist.metrics.prometheus_endpoint import Endpoint
+from dcdist.metrics.prometheus_files import DiscoveryFile, TextFile
 from dcdist.metrics.prometheus_outlets import Outlet
 from dcdist.metrics.recorder import Recorder, Sink
 from dcdist.metrics.tensorboard import TensorBoardSink

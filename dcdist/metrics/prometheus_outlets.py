@@ -14,7 +14,10 @@ _CLOSE_SECONDS = 5.0
 
 
 class Outlet(Protocol):
-    """Where others find the metrics: prometheus_endpoint has some. All but the constructor runs in a thread."""
+    """Where others find the metrics, as prometheus_endpoint and prometheus_files have it.
+
+    All but the constructor runs in a thread.
+    """
 
     def refresh(self) -> None:
         """Called at once, and then every REFRESH_EVERY_SECONDS."""

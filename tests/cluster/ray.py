@@ -32,6 +32,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_ADDRESS": f"127.0.0.1:{self._port}",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # Ray's 15 would wait for all other tests
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             # A dead node is noticed after seconds, and a group that was placed on it is given up soon.

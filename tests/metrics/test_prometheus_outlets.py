@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dcdist.metrics import prometheus_outlets
-from dcdist.metrics.prometheus_endpoint import DiscoveryFile, TextFile
+from dcdist.metrics.prometheus_files import DiscoveryFile, TextFile
 from dcdist.metrics.prometheus_outlets import KeptOutlets
 
 
