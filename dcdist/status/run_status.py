@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from dcdist.commits import read_commit
+from dcdist.commits import Commit, DamagedCheckpointError, read_commit
 from dcdist.errors import ExitCode, UsageError
 from dcdist.metrics.heartbeat import EVERY_SECONDS, read_heartbeat
 from dcdist.metrics.jsonl import parse_record, plain
@@ -136,6 +137,8 @@ class StatusReader:
         self.run = _RememberingRunDirectory(url)
         self.attempts: list[int] = []  # the numbers of all, at the last reading
         self._pace: _Pace | None = None
+        self._seen: tuple[int, float] | None = None  # attempt and time of the newest heartbeat, as it says
+        self._changed_at = 0.0  # when another one was there than at the look before
 
     def read(self, now: float | None = None) -> RunStatus:
         """The state of the run.
@@ -156,9 +159,8 @@ class StatusReader:
         self.attempts = numbers
         newest, heartbeat = run.read_attempt(numbers[-1]), read_heartbeat(run.storage, run.heartbeat_file(numbers[-1]))
         reasons, repeated_steps = run.history(before=numbers[-1])
-        line = run.line()
-        commit = read_commit(run.storage, line[-1]) if line else None
-        state = _state(run, numbers[-1], newest, heartbeat, now)
+        name, commit = _newest_whole_commit(run)
+        state = _state(run, numbers[-1], newest, heartbeat, now, self._alive_at(numbers[-1], newest, heartbeat, now))
         is_training = state in ("running", "stopping")
         saved = commit.position if commit else {}
         # Until an attempt has begun a stage its heartbeat names the run's first, wherever the run goes on.
@@ -169,7 +171,7 @@ class StatusReader:
             attempt=numbers[-1],
             restarts=len(numbers) - 1,
             restart_reasons=reasons,
-            attempt_age_seconds=now - datetime.fromisoformat(newest["began"]).timestamp(),
+            attempt_age_seconds=_age(datetime.fromisoformat(newest["began"]).timestamp(), now),
             repeated_steps=repeated_steps + newest.get("repeated_steps", 0),
             num_processes=newest.get("num_processes"),
             launcher=newest.get("launcher"),
@@ -182,12 +184,20 @@ class StatusReader:
             loss=heartbeat.get("loss"),
             samples_per_second=heartbeat.get("samples_per_second") if is_training else None,
             remaining_seconds=self._remaining_seconds(numbers[-1], heartbeat) if is_training else None,
-            last_checkpoint=str(line[-1]) if line else None,
-            last_checkpoint_age_seconds=now - datetime.fromisoformat(commit.time).timestamp() if commit else None,
-            heartbeat_age_seconds=now - heartbeat["time"] if "time" in heartbeat else None,
-            progress_age_seconds=now - heartbeat["progressed"] if "progressed" in heartbeat else None,
+            last_checkpoint=name,
+            last_checkpoint_age_seconds=_age(datetime.fromisoformat(commit.time).timestamp(), now) if commit else None,
+            heartbeat_age_seconds=_age(heartbeat["time"], now) if "time" in heartbeat else None,
+            progress_age_seconds=_age(heartbeat["progressed"], now) if "progressed" in heartbeat else None,
             reason=newest["ended"]["reason"] if "ended" in newest and newest["ended"]["exit_code"] else None,
         )
+
+    def _alive_at(self, number: int, attempt: dict[str, Any], heartbeat: dict[str, Any], now: float) -> float:
+        """When the attempt was alive, as it says; but who sees its heartbeat change needs no clock like its own."""
+        said: float = heartbeat.get("time") or datetime.fromisoformat(attempt["began"]).timestamp()
+        before, self._seen = self._seen, (number, said)
+        if before is not None and before != self._seen:
+            self._changed_at = now
+        return max(said, self._changed_at)
 
     def _remaining_seconds(self, attempt: int, heartbeat: Mapping[str, Any]) -> float | None:
         if self._pace is None or self._pace.attempt != attempt:
@@ -201,23 +211,28 @@ class _Pace:
     def __init__(self, run: RunDirectory, attempt: int) -> None:
         self.attempt = attempt
         self._lines = GrowingLines(run.storage, run.metrics_file(attempt))
-        self._position = Position()
+        self._begun: dict[str, Position] = {}  # stage -> where it began
 
     def remaining_seconds(self, heartbeat: Mapping[str, Any]) -> float | None:
         if not {"stage", "step", "time"} <= heartbeat.keys():
             return None
-        if self._position.stage != heartbeat["stage"] and not self._find(heartbeat["stage"]):
+        if heartbeat["stage"] not in self._begun:
+            self._read_on(heartbeat["stage"])
+        position = self._begun.get(heartbeat["stage"])
+        if position is None:
             return None
-        self._position.step = heartbeat["step"]
-        return self._position.remaining_seconds(heartbeat["time"])
+        position.step = heartbeat["step"]
+        return position.remaining_seconds(heartbeat["time"])
 
-    def _find(self, stage: str) -> bool:
+    def _read_on(self, stage: str) -> None:
+        """To where the stage begins. What begins before it is kept: the heartbeat may come later than the records."""
         for line in self._lines.new():
             record = parse_record(line) if b'"stage_begin"' in line else None
-            if record is not None and record["stage"] == stage and {"num_epochs", "until_step"} <= record.keys():
-                self._position.update(record)
-                return True
-        return False
+            if record is not None and {"num_epochs", "until_step"} <= record.keys():
+                self._begun[record["stage"]] = Position()
+                self._begun[record["stage"]].update(record)
+                if record["stage"] == stage:
+                    return
 
 
 class _RememberingRunDirectory(RunDirectory):
@@ -241,15 +256,29 @@ def read_status(url: str, now: float | None = None) -> RunStatus:
     return StatusReader(url).read(now)
 
 
-def _state(run: RunDirectory, number: int, attempt: dict[str, Any], heartbeat: dict[str, Any], now: float) -> str:
+def _state(
+    run: RunDirectory, number: int, attempt: dict[str, Any], heartbeat: dict[str, Any], now: float, alive_at: float
+) -> str:
     if "ended" in attempt:
         return ENDS.get(attempt["ended"]["exit_code"], "failed")
     is_local = run.storage.local_path() is not None
     # Three heartbeats that did not come; clocks of machines may differ by a little.
     patience = 3 * (EVERY_SECONDS if is_local else UPLOAD_EVERY_SECONDS) + 15
-    alive_at = heartbeat.get("time") or datetime.fromisoformat(attempt["began"]).timestamp()
     if now - alive_at > patience:
         return "silent"
     if run.storage.exists(run.stop_file(number)):
         return "stopping"
     return "running" if "step" in heartbeat else "starting"
+
+
+def _newest_whole_commit(run: RunDirectory) -> tuple[str | None, Commit | None]:
+    """Of a checkpoint that can be read; `dcdist checkpoints` names those that cannot."""
+    for name in reversed(run.line()):
+        with contextlib.suppress(DamagedCheckpointError):
+            return str(name), read_commit(run.storage, name)
+    return None, None
+
+
+def _age(then: float, now: float) -> float:
+    """In seconds; none is negative, whatever other machines' clocks say."""
+    return max(0.0, now - then)

@@ -90,6 +90,45 @@ def test_remaining_time_of_the_second_stage(tmp_path: Path) -> None:
     assert reader.read(T0 + 116).remaining_seconds == 16 * 6 / 4
 
 
+def test_a_heartbeat_that_comes_after_the_records_hides_no_stage(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.begin()
+    run.write(1, start(1, 100), stage_begin(100, 120, T0 + 110, stage="second"))
+    run.beat(1, T0 + 110, stage="first", step=100)  # of the start, where records and heartbeats are uploaded apart
+    reader = StatusReader(str(tmp_path))
+    assert reader.read(T0 + 111).remaining_seconds is None
+    run.beat(1, T0 + 116, stage="second", step=104, until_step=120)
+    assert reader.read(T0 + 116).remaining_seconds == 16 * 6 / 4
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.begin()
+    for step_, damaged in ((16, False), (32, True)):
+        name = CheckpointName(step_, "train", 1)
+        commit = Commit(name, {"stage": "main", "epoch": 3, "step": step_}, {}, 1, "0", "2027-01-15T08:00:10+00:00")
+        content = commit.to_bytes()[: 20 if damaged else None]
+        run.directory.storage.write_bytes(f"{name.folder}/{COMMIT_FILE}", content)
+    status = read_status(str(tmp_path), T0 + 20)
+    assert (status.last_checkpoint, status.step) == ("step-00000016-train.0001", 16)
+    (tmp_path / CheckpointName(16, "train", 1).folder / COMMIT_FILE).write_bytes(b"")
+    assert read_status(str(tmp_path), T0 + 20).lines()[1] == "no checkpoint yet"
+
+
+def test_clocks_of_machines_may_differ(tmp_path: Path) -> None:
+    run = HandWrittenRun(tmp_path)
+    run.begin()
+    ahead = StatusReader(str(tmp_path))  # the watcher's clock, by two minutes
+    run.beat(1, T0 + 10, step=1)
+    assert ahead.read(T0 + 130).state == "silent", "at first nobody can know"
+    run.beat(1, T0 + 15, step=2)
+    assert ahead.read(T0 + 135).state == "running", "what changes is alive"
+    assert ahead.read(T0 + 160).state == "running"
+    assert ahead.read(T0 + 170).state == "silent"
+    behind = read_status(str(tmp_path), T0 - 3600)
+    assert (behind.heartbeat_age_seconds, behind.attempt_age_seconds) == (0.0, 0.0)
+
+
 def test_before_the_stage_has_begun_the_position_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     run = HandWrittenRun(tmp_path)
     run.begin()
