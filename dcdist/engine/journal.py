@@ -81,6 +81,7 @@ class Journal:
             until_step=until_step,
             step_in_stage=self._progress.step_in_stage,
             samples_per_step=self._samples_per_step,
+            is_done=self._progress.stage_done,
         )
         self.event("machines", **self._machines.take())
         for values in self._newest_clustering:

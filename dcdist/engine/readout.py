@@ -129,15 +129,21 @@ class ReadoutRecipe:
         best = min(runs, key=lambda run: run.objective)
         counts = torch.bincount(best.assignments[best.assignments >= 0].long(), minlength=best.num_clusters)
         merged_to = torch.arange(best.num_clusters, dtype=torch.int32)
+        num_empty_repaired = best.num_empty_repaired
         if self.merge_to is not None and self.merge_to < best.num_clusters:
             merged_to = merge_clusters(best.centroids, counts, self.merge_to)
+            num_empty_repaired = 0  # of the merged ones none
         readout.pca, readout.centroids, readout.merged_to = pca, best.centroids, merged_to
         readout.classifies_rows = best.linear is not None
         if best.linear is not None:
             readout.classifier = Classifier(best.linear[:, :-1].contiguous(), best.linear[:, -1].contiguous(), False)
         assignments, distances = assign_everywhere(readout, shard, len(source), collectives)
         head = replace(
-            best, assignments=assignments, distances=distances, centroids=_merged_centroids(best, counts, merged_to)
+            best,
+            assignments=assignments,
+            distances=distances,
+            centroids=_merged_centroids(best, counts, merged_to),
+            num_empty_repaired=num_empty_repaired,
         )
         return Clustering((head,))
 

@@ -183,6 +183,8 @@ class PrometheusSink:
         self.progressed()
         if record["kind"] == "event":
             self._write_run_event(record)
+            if record["event"] == "start":
+                return  # it names the first stage, wherever the run goes on
         if record["stage"] not in self._identity.methods:
             return  # before the first stage
         if record["stage"] != self._stage:
@@ -232,6 +234,7 @@ class PrometheusSink:
                 self._target_steps.labels(*labels).set(record["until_step"] - self._first_step)
                 self._progress_epochs.labels(*labels).set(record["epoch"])
                 self._set_step(record["step"])
+                self._set_stages(done=record["is_done"])
             case "phase":
                 self._phase.clear()
                 self._phase.labels(*labels, record["phase"]).set(1)
@@ -247,8 +250,11 @@ class PrometheusSink:
             case "clusters_of_before":
                 self._set_clusters(record)
             case "stage_done":
+                # The final clustering may have another K and is compared with none: nothing of those before stays.
+                for metric in (*self._cluster_figures.values(), self._sizes):
+                    metric.clear()
                 self._set_clusters(record)
-                self._set_stages(done=1)
+                self._set_stages(done=True)
 
     def _write_step(self, record: Mapping[str, Any]) -> None:
         self._nonfinite.labels(*self._labels).inc(record["nonfinite_steps"])
@@ -271,14 +277,13 @@ class PrometheusSink:
     def _begin_stage(self, stage: str) -> None:
         """Gauges of a stage that is over would look like those of a run that stands still; counters begin at 0."""
         self._stage = stage
-        self._set_stages(done=0)
         for metric in self._cleared:
             metric.clear()
         counters = (self._steps, self._samples, self._epochs, self._clusterings, self._collapses, self._nonfinite)
         for counter in counters:
             counter.labels(*self._labels)
 
-    def _set_stages(self, done: int) -> None:
+    def _set_stages(self, done: bool) -> None:
         """Those before this one, and this one where it is done."""
         before = list(self._identity.methods).index(self._stage)
         self._progress_stages.labels(self._identity.run).set(before + done)

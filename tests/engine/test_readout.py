@@ -180,7 +180,7 @@ class Quarters:
         assignments = torch.full((num_samples,), -1, dtype=torch.int32)
         assignments[shard.sample_ids] = torch.cdist(shard.features, centroids).argmin(1).int()
         nothing = torch.zeros(num_samples)
-        return HeadClustering(assignments, nothing, centroids, self.objectives[number], 1, 0, "rank0")
+        return HeadClustering(assignments, nothing, centroids, self.objectives[number], 1, 1, "rank0")
 
 
 def read_out(
@@ -223,7 +223,7 @@ def test_of_several_runs_that_of_the_lowest_objective_is_kept(monkeypatch: pytes
     assert readout.centroids[0].tolist() == pytest.approx([math.cos(angle), math.sin(angle)])
     assert head.assignments.tolist() == [0, 0, 1, 0, -1, 2]
     assert float(head.distances[0]) == pytest.approx(4 * math.sin(0.005) ** 2, rel=1e-3)  # a chord of 0.01 radians
-    assert readout.num_clusters == 4
+    assert (readout.num_clusters, head.num_empty_repaired) == (4, 1)
 
 
 def test_clusters_are_merged_and_new_images_go_where_theirs_went(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +232,7 @@ def test_clusters_are_merged_and_new_images_go_where_theirs_went(monkeypatch: py
     raw = raw_features(CIRCLE, [0, 1, 2, 3, 5])
     (head,) = read_out(monkeypatch, readout, raw, Quarters([0.5]), merge_to=2).heads
     assert head.assignments.tolist() == [0, 0, 1, 0, -1, 1]
+    assert head.num_empty_repaired == 0, "of the two that are left none was refilled"
     assert readout.merged_to[:3].tolist() == [0, 1, 1]
     # The centroid of a merged cluster is the mean over members: (-1, 1) and (-1, -1), each scaled to length 1.
     assert head.centroids[1].tolist() == pytest.approx([-math.sqrt(0.5), 0.0], abs=1e-6)

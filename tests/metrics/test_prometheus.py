@@ -80,9 +80,11 @@ def step_record(step: int, **values: Any) -> dict[str, Any]:
     return record("step", step, **{**figures, "nonfinite_steps": 0, **values})
 
 
-def stage_begin(step: int, step_in_stage: int = 0, stage: str = "main", samples_per_step: int = 64) -> dict[str, Any]:
+def stage_begin(
+    step: int, step_in_stage: int = 0, stage: str = "main", samples_per_step: int = 64, is_done: bool = False
+) -> dict[str, Any]:
     values = {"num_epochs": 9, "until_step": 900, "step_in_stage": step_in_stage, "samples_per_step": samples_per_step}
-    return record("event", step, stage, event="stage_begin", **values)
+    return record("event", step, stage, event="stage_begin", is_done=is_done, **values)
 
 
 def clustering(step: int, head: int = 0, **values: Any) -> dict[str, Any]:
@@ -277,6 +279,27 @@ def test_the_end_of_a_stage_shows_its_final_clusters(watched: Watched) -> None:
     assert values["dcdist_clusters"] == {(("head", "0"),): 50.0}
     assert values["dcdist_clusterings_total"] == {(): 0.0}
     assert values["dcdist_progress_stages"] == {(): 2.0}
+
+
+def test_nothing_of_the_clusterings_before_stays_beside_the_final_one(watched: Watched) -> None:
+    for head in (0, 1):
+        watched.write(clustering(0, head=head, nmi_previous=0.75, changed_ratio=0.25, seconds={}))
+    final = {**clustering(100, seconds={}), "num_clusters": 2, "kind": "event", "event": "stage_done"}
+    watched.write(stage_begin(100), clustering(100, nmi_previous=0.75, changed_ratio=0.25, seconds={}), final)
+    values = watched.values()
+    assert values["dcdist_clusters"] == {(("head", "0"),): 2.0}
+    assert {"dcdist_assignment_nmi_ratio", "dcdist_assignment_changed_ratio"}.isdisjoint(values)
+
+
+def test_a_resume_in_a_later_stage_shows_no_stage_before_it_is_there() -> None:
+    watched = Watched()
+    start = {"attempt": 2, "repeated_steps_in_all": 0, "preemptions": {"SIGTERM": 1}}
+    watched.write(record("event", 100, event="start", **start))  # it names the first stage
+    assert "dcdist_progress_stages" not in watched.values()
+    assert "dcdist_steps_total" not in watched.values("main")
+    watched.write(stage_begin(100, 60, stage="second", is_done=True))
+    assert watched.values("second")["dcdist_progress_stages"] == {(): 2.0}, "all that is left is to say so"
+    watched.sink.close()
 
 
 def test_without_an_interval_none_is_shown() -> None:
