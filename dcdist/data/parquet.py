@@ -14,6 +14,7 @@ from dcdist.data.types import NO_LABEL, ImageRow
 from dcdist.errors import UsageError
 
 _ROWS_AT_ONCE = 64
+_TEXTS = ("label_name", "split", "path")
 
 
 def parquet_rows(location: Location) -> Iterator[ImageRow]:
@@ -22,7 +23,8 @@ def parquet_rows(location: Location) -> Iterator[ImageRow]:
     The key is `path`, or the number of the row among all where there is none.
 
     Raises:
-        UsageError: not Parquet, no `image` column of bytes, a label that is not an integer from 0 (or null, or -1).
+        UsageError: not Parquet, no `image` column of bytes, a label that is not an integer from 0 (or null, or -1), a
+            `label_name`, `split` or `path` that is not text.
     """
     row_number = 0
     for entry in location.files:
@@ -40,7 +42,7 @@ def _file_rows(path: Path, name: str) -> Iterator[ImageRow]:
     with file:
         schema = file.schema_arrow
         _check_schema(schema, name)
-        columns = [c for c in ("image", "label", "label_name", "split", "path") if c in schema.names]
+        columns = [c for c in ("image", "label", *_TEXTS) if c in schema.names]
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
             for row in batch.to_pylist():
                 yield _image_row(row, name)
@@ -59,6 +61,17 @@ def _check_schema(schema: pa.Schema, name: str) -> None:
             raise UsageError(f"{name}: the column `label` must hold integers, its type is {label}")
     elif "label_name" in schema.names:
         raise UsageError(f"{name} has a column `label_name` but no column `label` with the number; it has {found}")
+    for column in _TEXTS:
+        if column in schema.names and not _holds_text(schema.field(column).type):
+            found = schema.field(column).type
+            raise UsageError(f"{name}: the column `{column}` must hold text (string), its type is {found}")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """As text, as numbers of a dictionary of texts (pandas' categories), or never (a column of nulls)."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
 def _image_row(row: dict[str, Any], name: str) -> ImageRow:

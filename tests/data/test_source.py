@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dcdist.cli import main
 from dcdist.data.decode import decode_image
 from dcdist.data.image_folder import FolderSource, find_layout
 from dcdist.data.pack import pack
@@ -271,6 +272,9 @@ def test_repeated_keys_get_numbers(tmp_path, make_jpeg):
         ({"image": [b"x"], "label": ["cat"]}, "`label` must hold integers, its type is string"),
         ({"image": [b"x"], "label": [1.0]}, "`label` must hold integers, its type is double"),
         ({"image": [b"x"], "label_name": ["cat"]}, "`label_name` but no column `label`"),
+        ({"image": [b"x"], "path": [7]}, r"a.parquet: the column `path` must hold text \(string\), its type is int64"),
+        ({"image": [b"x"], "split": [7]}, r"`split` must hold text \(string\), its type is int64"),
+        ({"image": [b"x"], "label": [0], "label_name": [b"x"]}, r"`label_name` must hold text .*, its type is binary"),
         ({"image": [b"x"], "label": [-2], "path": ["p"]}, "label -2 of image 'p'; labels are 0, 1"),
         ({"image": [b"x"], "label": [2**40]}, "label 1099511627776"),
         ({"image": pa.array([], pa.binary())}, "there is no image to pack"),
@@ -280,6 +284,27 @@ def test_parquet_that_does_not_fit_is_refused(tmp_path, cache_directory, columns
     with pytest.raises(UsageError, match=message):
         open_source(write(tmp_path / "a.parquet", **columns))
     assert [path.suffix for path in cache_directory.iterdir()] == [".lock"]  # nothing half done is left
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_text_of_any_kind_in_parquet(tmp_path, make_jpeg, kind):
+    texts = {name: pa.array([text, None]).cast(kind) for name, text in (("path", "a"), ("split", "train"))}
+    names = pa.array(["cat", "dog"]).cast(kind)
+    path = write(tmp_path / "a.parquet", image=[make_jpeg()] * 2, label=[0, 1], label_name=names, **texts)
+    source = open_source(path)
+    assert (list(source.keys), source.label_names) == (["a", "row-000000001"], ["cat", "dog"])
+    assert list(open_source(path, "train").keys) == ["a"]
+
+
+@pytest.mark.parametrize("command", ["pack", "info"])
+@pytest.mark.parametrize("column", ["path", "split", "label_name"])
+def test_the_commands_name_a_column_of_a_wrong_type(tmp_path, make_jpeg, capsys, command, column):
+    path = write(tmp_path / "a.parquet", image=[make_jpeg()] * 2, label=[0, 0], **{column: [7, 8]})
+    with pytest.raises(SystemExit) as ended:
+        main(["data", command, str(path), *([str(tmp_path / "packed")] * (command == "pack"))])
+    assert ended.value.code == 2
+    message = f"dcdist: {path}: the column `{column}` must hold text (string), its type is int64\n"
+    assert capsys.readouterr().err == message
 
 
 def test_no_parquet_inside(tmp_path):
