@@ -16,7 +16,6 @@ from rich.console import Console
 
 from dcdist.config.metrics_section import MetricsSection
 from dcdist.config.schema import ExperimentConfig
-from dcdist.errors import UsageError
 from dcdist.metrics.heartbeat import Heartbeat
 from dcdist.metrics.jsonl import JsonLinesSink
 from dcdist.metrics.progress import progress_sink
@@ -81,34 +80,21 @@ def _outlets(metrics: MetricsSection, identity: Identity, attempt: int) -> Calla
         outlets: list[Outlet] = []
         if metrics.prometheus_port is not None:
             address = metrics.prometheus_address or (_ANY[0] if _is_job(identity.launcher) else _LOCAL)
-            endpoint = _endpoint(registry, metrics, address, attempt)
-            if endpoint is not None and endpoint.port is not None:
-                outlets.append(endpoint)
-                if metrics.prometheus_discovery is not None:
-                    target = f"{reachable_name(metrics.prometheus_host or address)}:{endpoint.port}"
-                    tls = metrics.prometheus_certificate is not None
-                    outlets.append(DiscoveryFile(Path(metrics.prometheus_discovery), identity.run, target, tls))
+            files = (metrics.prometheus_certificate, metrics.prometheus_private_key, metrics.prometheus_credentials)
+            paths = (None if file is None else Path(file) for file in files)
+            endpoint = Endpoint(registry, address, metrics.prometheus_port, *paths)
+            if attempt == 1:
+                endpoint.protection()  # may refuse; who resumes by itself has nobody to mend it
+            outlets.append(endpoint)
+            if metrics.prometheus_discovery is not None:
+                folder, host = Path(metrics.prometheus_discovery), reachable_name(metrics.prometheus_host or address)
+                has_tls = metrics.prometheus_certificate is not None
+                outlets.append(DiscoveryFile(folder, identity.run, host, lambda: endpoint.port, has_tls))
         if metrics.prometheus_textfile is not None:
-            outlets.append(TextFile(registry, Path(metrics.prometheus_textfile), identity.run))
+            outlets.append(TextFile(registry, Path(metrics.prometheus_textfile), identity.run, attempt))
         return outlets
 
     return open_outlets
-
-
-def _endpoint(registry: CollectorRegistry, metrics: MetricsSection, address: str, attempt: int) -> Endpoint | None:
-    assert metrics.prometheus_port is not None
-    certificate, private_key, credentials = (
-        None if name is None else Path(name)
-        for name in (metrics.prometheus_certificate, metrics.prometheus_private_key, metrics.prometheus_credentials)
-    )
-    try:
-        return Endpoint(registry, address, metrics.prometheus_port, certificate, private_key, credentials)
-    except UsageError as error:
-        if attempt == 1:
-            raise
-        # Who resumes by itself has nobody to mend this: the run goes on, never without what was to protect it.
-        logger.warning("no Prometheus endpoint: %s", error)
-        return None
 
 
 def _is_job(launcher: str, environment: Mapping[str, str] = os.environ) -> bool:

@@ -251,8 +251,9 @@ class PrometheusSink:
                 self._set_clusters(record)
             case "stage_done":
                 # The final clustering may have another K and is compared with none: nothing of those before stays.
-                for metric in (*self._cluster_figures.values(), self._sizes):
+                for metric in self._cluster_figures.values():
                     metric.clear()
+                self._sizes.clear()
                 self._set_clusters(record)
                 self._set_stages(done=True)
 

@@ -22,15 +22,13 @@ from dcdist.metrics.prometheus_outlets import LAST_LOOK_SECONDS
 
 logger = logging.getLogger(__name__)
 
-_WATCHED_WITHIN_SECONDS = 300.0
+_WATCHED_WITHIN = 300.0  # seconds
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Endpoint:
     """Serves /metrics, over TLS and behind a password where asked for.
-
-    A port that is taken is a warning: the run goes on without the endpoint, and `port` is None.
 
     Args:
         registry: what is served.
@@ -39,9 +37,6 @@ class Endpoint:
         certificate: PEM file, None for plain HTTP.
         private_key: PEM file of the certificate; None where that holds it.
         credentials: file with one line "user:password", None where anybody may read.
-
-    Raises:
-        UsageError: a file cannot be read, or does not hold what it should.
     """
 
     def __init__(
@@ -53,24 +48,36 @@ class Endpoint:
         private_key: Path | None = None,
         credentials: Path | None = None,
     ) -> None:
-        self.port: int | None = None
+        self.port: int | None = None  # once it is open
+        self._app = self._noticing(make_wsgi_app(registry))
+        self._asked_for = (address, port)
+        self._certificate, self._private_key, self._credentials = certificate, private_key, credentials
         self._server: _Server | None = None
-        self._asked_at: float | None = None
-        app = self._noticing(make_wsgi_app(registry))
-        if credentials is not None:
-            app = _asking(app, _read_credentials(credentials))
-        tls = _tls(certificate, private_key) if certificate is not None else None
+        self._readers: dict[tuple[str, str], float] = {}  # address and program -> when it asked last
+
+    def protection(self) -> tuple[ssl.SSLContext | None, bytes | None]:
+        """What its files say. Raises UsageError where one cannot be read, or does not hold what it should."""
+        return (
+            _tls(self._certificate, self._private_key) if self._certificate is not None else None,
+            _read_credentials(self._credentials) if self._credentials is not None else None,
+        )
+
+    def refresh(self) -> None:
+        """Opens it; where that fails the run goes on without, until it succeeds.
+
+        Raises:
+            OSError: the port is taken, maybe by the attempt before, which is about to end.
+            UsageError: as `protection`. It is never opened without what is to protect it.
+        """
+        if self._server is not None:
+            return  # what is served is always the newest
+        tls, credentials = self.protection()
+        app = self._app if credentials is None else _asking(self._app, credentials)
+        address, port = self._asked_for
         try:
             self._server = _Server(address, port, app, tls)
         except OSError as error:
-            logger.warning(
-                "no Prometheus endpoint at %s:%d (%s): the run goes on without; "
-                "metrics.prometheus_port=0 takes a free port",
-                address,
-                port,
-                error,
-            )
-            return
+            raise OSError(f"no /metrics at {address}:{port} ({error}); port 0 takes a free one") from error
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="dcdist-metrics", daemon=True)
         self._thread.start()
@@ -79,21 +86,20 @@ class Endpoint:
         def noticing(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             began = time.monotonic()
             answer = app(environment, start_response)
-            self._asked_at = began  # what came later is not in this answer
+            # What came later than it began is not in this answer.
+            self._readers[environment.get("REMOTE_ADDR", ""), environment.get("HTTP_USER_AGENT", "")] = began
             return answer
 
         return noticing
 
-    def refresh(self) -> None:
-        """What is served is always the newest."""
-
     def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
-        """Waits until somebody has read what is there now, where somebody has read lately; not longer than so long."""
+        """Waits until all who have read lately have read what is there now; not longer than so long."""
         now = time.monotonic()
-        if self._server is None or self._asked_at is None or now - self._asked_at > _WATCHED_WITHIN_SECONDS:
+        watchers = {reader for reader, asked_at in tuple(self._readers.items()) if now - asked_at < _WATCHED_WITHIN}
+        if not watchers:
             return
         logger.info("waiting for Prometheus to read the last figures, %.0f seconds at most", seconds)
-        while self._asked_at < now and time.monotonic() < now + seconds:
+        while any(self._readers[reader] < now for reader in watchers) and time.monotonic() < now + seconds:
             time.sleep(0.1)
 
     def close(self) -> None:

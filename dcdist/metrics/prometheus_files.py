@@ -12,14 +12,16 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from dcdist.metrics.prometheus_outlets import LAST_LOOK_SECONDS
+from dcdist.metrics.prometheus_outlets import LAST_LOOK_SECONDS, REFRESH_EVERY_SECONDS
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPT = "# attempt "
 STALE_AFTER_SECONDS = 24 * 3600.0  # of files that nobody refreshes: a killed run's alerts last until then
 
 
@@ -32,18 +34,24 @@ class DiscoveryFile:
     Args:
         folder: that Prometheus watches; created where it is missing.
         run: its label.
-        target: HOST:PORT.
+        host: of the endpoint, as others call it.
+        port: tells that of the endpoint; None while that is not open.
         tls: whether it speaks HTTPS.
     """
 
-    def __init__(self, folder: Path, run: str, target: str, tls: bool) -> None:
+    def __init__(self, folder: Path, run: str, host: str, port: Callable[[], int | None], tls: bool) -> None:
         self._path = folder / f"{_file_name(run)}.json"
-        labels = {"instance": run, **({"__scheme__": "https"} if tls else {})}
-        self._content = json.dumps([{"targets": [target], "labels": labels}]).encode()
+        self._host, self._port = host, port
+        self._labels = {"instance": run, **({"__scheme__": "https"} if tls else {})}
+        self._content = b""
         self._is_there = False
 
     def refresh(self) -> None:
         """Writes the file, then keeps it young; where a newer attempt has written its own, that one stays."""
+        port = self._port()
+        if port is None:
+            return
+        self._content = json.dumps([{"targets": [f"{self._host}:{port}"], "labels": self._labels}]).encode()
         if not self._is_there:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
@@ -79,19 +87,33 @@ class DiscoveryFile:
 class TextFile:
     """The metrics as a file for node_exporter's textfile collector, where nothing may listen.
 
+    Its first line says whose it is: an attempt that hangs, or was superseded, leaves the file of a newer one alone.
+
     Args:
         registry: what is written.
         folder: the collector's; created where it is missing.
         run: its label.
+        attempt: its number.
     """
 
-    def __init__(self, registry: CollectorRegistry, folder: Path, run: str) -> None:
-        self._registry, self._path = registry, folder / f"{_file_name(run)}.prom"
+    def __init__(self, registry: CollectorRegistry, folder: Path, run: str, attempt: int) -> None:
+        self._registry, self._path, self._attempt = registry, folder / f"{_file_name(run)}.prom", attempt
 
     def refresh(self) -> None:
         """Replaces the file as a whole."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self._path, generate_latest(self._registry))
+        if not self._is_of_a_newer_attempt():
+            _replace(self._path, f"{_ATTEMPT}{self._attempt}\n".encode() + generate_latest(self._registry))
+
+    def _is_of_a_newer_attempt(self) -> bool:
+        """One that lives: in a run's folder that was emptied attempts are counted anew."""
+        try:
+            with self._path.open() as file:
+                owner = file.readline().removeprefix(_ATTEMPT).strip()
+            age = time.time() - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return owner.isdigit() and int(owner) > self._attempt and age < 4 * REFRESH_EVERY_SECONDS
 
     def last_look(self, seconds: float = LAST_LOOK_SECONDS) -> None:
         """Leaves the last figures there for so long: who reads the file does not say so."""
@@ -101,7 +123,8 @@ class TextFile:
 
     def close(self) -> None:
         """Removes the file: its figures would otherwise stay for ever."""
-        self._path.unlink(missing_ok=True)
+        if not self._is_of_a_newer_attempt():
+            self._path.unlink(missing_ok=True)
 
 
 def _file_name(run: str) -> str:
@@ -110,7 +133,12 @@ def _file_name(run: str) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".dcdist-", delete=False) as file:
-        file.write(content)
-    written = Path(file.name)
-    written.chmod(0o644)
-    written.replace(path)
+        written = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            written.chmod(0o644)
+            written.replace(path)
+        except BaseException:
+            written.unlink(missing_ok=True)  # else one more at each try, on a disk that is full already
+            raise

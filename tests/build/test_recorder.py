@@ -85,7 +85,9 @@ def test_a_certificate_that_is_gone_ends_the_first_start_and_no_later_one(
         build_recorder(config, run, 1, 0.0, LOCAL)
     with caplog.at_level(logging.WARNING):
         build_recorder(config, run, 2, 0.0, LOCAL).close()
-    assert caplog.messages[0].startswith("no Prometheus endpoint: metrics.prometheus_certificate=")
+    assert caplog.messages[0].startswith(
+        "metrics for Prometheus: Endpoint fails for now: metrics.prometheus_certificate="
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ ABSENT = {"dcdist_gpu_memory_bytes", "dcdist_figure"}
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> str:  # noqa: F811
-    """The last figures of a run with labels that was killed once."""
+    """All figures of a run with labels that was killed once, one reading after the other."""
     folder = tmp_path_factory.mktemp("documented")
     discovery = folder / "discovery"
     config = write_config(folder / "config.yaml", experiment(digits_folder, folder / "run"))
@@ -36,16 +36,16 @@ def page(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> str: 
         first.signal(signal.SIGKILL)
         first.wait()
     second = start_run(config, overrides)
-    newest = ""
+    pages: list[str] = []
     try:
         while is_alive(second):  # which it is until somebody has read the last figures
-            newest = read(discovery) or newest
+            pages += filter(None, [read(discovery)])
             time.sleep(0.1)
     finally:
         codes = second.wait()
     assert codes == [0], second.errors()
-    assert re.search(r"^dcdist_finished\{.*\} 1\.0$", newest, re.MULTILINE)
-    return newest
+    assert re.search(r"^dcdist_finished\{.*\} 1\.0$", pages[-1], re.MULTILINE)
+    return "\n".join(pages)
 
 
 def is_alive(run: RunningRun) -> bool:

@@ -45,7 +45,10 @@ def test_a_folder_that_cannot_be_written_is_one_warning_until_it_can(
     monkeypatch.setattr(prometheus_outlets, "REFRESH_EVERY_SECONDS", 0.02)
     folder = tmp_path / "folder"
     folder.write_text("a file is where the folder should be")
-    outlets = [DiscoveryFile(folder, "/runs/a", "n1:9400", tls=False), TextFile(CollectorRegistry(), folder, "/runs/a")]
+    outlets = [
+        DiscoveryFile(folder, "/runs/a", "n1", lambda: 9400, tls=False),
+        TextFile(CollectorRegistry(), folder, "/runs/a", 1),
+    ]
     with caplog.at_level(logging.WARNING):
         kept = KeptOutlets(outlets)
         time.sleep(0.3)
