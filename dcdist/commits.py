@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 from dcdist.errors import UsageError
-from dcdist.storage import Storage, StorageError
+from dcdist.filesystems import StorageError
+from dcdist.storage import Storage
 
 FORMAT_VERSION = 2  # of the files and of the names of states
 COMMIT_FILE = "COMMIT.json"

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from dcdist.errors import RunError, UsageError
+from dcdist.errors import UsageError
+from dcdist.filesystems import failing_as_os_error, open_filesystem
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ _MOST_WAITING = 1 << 20  # bytes of lines that a full disk keeps in memory
 # A server that takes connections and never answers would otherwise be waited for through all retries of all libraries.
 ANSWER_WITHIN_SECONDS = 90.0
 MIN_BYTES_PER_SECOND = 1 << 20
-
-
-class StorageError(RunError, OSError):
-    """A server fails, refuses or cannot be reached. Where nobody handles it the run ends with this message."""
 
 
 class Storage(abc.ABC):
@@ -114,7 +110,11 @@ class Storage(abc.ABC):
 
 
 def open_storage(url: str | os.PathLike[str]) -> Storage:
-    """The storage of a local path, of file://... or of any other fsspec URL (s3://bucket/folder, memory://name)."""
+    """The storage of a local path, of file://... or of any other fsspec URL (s3://bucket/folder, memory://name).
+
+    Raises:
+        UsageError: unknown protocol, or its package is not installed.
+    """
     text = os.fspath(url)
     if text.startswith("file://"):
         return LocalStorage(text.removeprefix("file://"))
@@ -216,8 +216,7 @@ class ObjectStorage(Storage):
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
-        with self._failing_as_os_error():
-            self._fs, self._prefix = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        self._fs, self._prefix = open_filesystem(self.root)
 
     def _patience(self, num_bytes: int = 0) -> dict[str, float]:
         """The keyword that bounds the time of an operation on this many bytes, where the file system has one."""
@@ -228,19 +227,8 @@ class ObjectStorage(Storage):
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if path else str(self._prefix)
 
-    @contextlib.contextmanager
-    def _failing_as_os_error(self, path: str = "") -> Iterator[None]:
-        """Libraries of object stores have exceptions of their own, and their OSErrors do not name the file."""
-        try:
-            yield
-        except (FileNotFoundError, FileExistsError, StorageError):
-            raise
-        except TimeoutError as error:
-            raise StorageError(f"{self.url(path)}: the server does not answer") from error
-        except OSError as error:
-            raise StorageError(f"{self.url(path)}: {error}") from error
-        except Exception as error:
-            raise StorageError(f"{self.url(path)}: {type(error).__name__}: {error}") from error
+    def _failing_as_os_error(self, path: str = "") -> contextlib.AbstractContextManager[None]:
+        return failing_as_os_error(self.url(path))
 
     def local_path(self, path: str = "") -> None:  # noqa: ARG002
         return None

@@ -13,8 +13,8 @@ import pytest
 
 from dcdist.commits import CheckpointName, Commit
 from dcdist.errors import ExitCode, RunError, UsageError
+from dcdist.filesystems import StorageError
 from dcdist.run_directory import Attempt, RunDirectory
-from dcdist.storage import StorageError
 
 
 @pytest.fixture

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dcdist import storage as storage_module
+from dcdist.data.location import locate
 from dcdist.errors import UsageError
 from dcdist.storage import GrowingFile, LocalStorage, ObjectStorage, Storage, open_file, open_storage
 
@@ -206,3 +209,17 @@ def test_a_file_lies_in_its_folder(url: str, root: str, name: str) -> None:
 def test_what_is_no_file_in_a_folder_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is no file in a folder or bucket"):
         open_file(url)
+
+
+@pytest.mark.parametrize("opened", [open_storage, locate])
+def test_what_cannot_be_opened_is_refused_alike_for_runs_and_for_data(
+    opened: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = "'foo://b/x' cannot be opened: Protocol not known: foo; expected a local path, s3://... or the like"
+    with pytest.raises(UsageError) as error:
+        opened("foo://b/x")
+    assert str(error.value) == expected
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    with pytest.raises(UsageError, match=r"^'s3://b/x' cannot be opened: .*; pip install 'dcdist\[s3\]'$"):
+        opened("s3://b/x")

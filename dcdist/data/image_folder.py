@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +75,11 @@ def folder_rows(location: Location, split: str | None = None) -> Iterator[ImageR
     layout = find_layout([entry.name for entry in location.files], split)
     for start in range(0, len(location.files), _FILES_AT_ONCE):
         entries = location.files[start : start + _FILES_AT_ONCE]
+        images: Iterable[bytes]
         if location.is_local:
             images = (_read_file(location.path_of(entry.name), entry.name) for entry in entries)
         else:
-            fetched = location.filesystem.cat([location.path_of(entry.name) for entry in entries])
-            images = (bytes(fetched[location.path_of(entry.name)]) for entry in entries)
+            images = location.fetch([entry.name for entry in entries])
         for entry, image in zip(entries, images, strict=True):
             yield labelled_row(layout, entry.name, image)
 

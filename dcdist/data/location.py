@@ -6,14 +6,13 @@ import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import fsspec
-
 from dcdist.errors import UsageError
+from dcdist.filesystems import failing_as_os_error, open_filesystem
 
 MANIFEST_NAME = "dcdist-pack.json"  # written last: shards without it are an unfinished pack
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -61,8 +60,17 @@ class Location:
             return
         with tempfile.TemporaryDirectory(prefix="dcdist-") as folder:
             target = Path(folder) / PurePosixPath(name).name
-            self.filesystem.get_file(self.path_of(name), str(target))
+            path = self.path_of(name)
+            with failing_as_os_error(self.filesystem.unstrip_protocol(path)):
+                self.filesystem.get_file(path, str(target))
             yield target
+
+    def fetch(self, names: Sequence[str]) -> list[bytes]:
+        """The content of files of a remote location, many at once."""
+        paths = [self.path_of(name) for name in names]
+        with failing_as_os_error(self.url):
+            contents = self.filesystem.cat(paths)
+        return [bytes(contents[path]) for path in paths]
 
 
 def is_local(filesystem: Any) -> bool:
@@ -70,42 +78,39 @@ def is_local(filesystem: Any) -> bool:
     return "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
 
-def resolve(url: str | os.PathLike[str]) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL or local path, and the path in it.
-
-    Raises:
-        UsageError: unknown protocol, or its package is not installed.
-    """
-    try:
-        filesystem, path = fsspec.url_to_fs(os.fspath(url))
-    except (ImportError, ValueError) as error:
-        remedy = ": pip install 'dcdist[s3]'" if os.fspath(url).startswith("s3:") else ""
-        raise UsageError(f"{os.fspath(url)!r} cannot be opened: {error}{remedy}") from error
-    return filesystem, path
-
-
 def locate(url: str | os.PathLike[str]) -> Location:
     """Finds out what kind of data set lies at a path or URL.
 
     Raises:
-        UsageError: nothing there, nothing that is known, an unfinished pack, or several kinds at once.
+        UsageError: nothing there, nothing that is known, an unfinished pack, or several kinds at once; an unknown
+            protocol, or its package is not installed.
+        StorageError: a server fails, refuses or cannot be reached.
     """
-    filesystem, path = resolve(url)
+    filesystem, path = open_filesystem(url)
     name = os.fspath(url)
-    if filesystem.isfile(path):
+    info = _info(filesystem, path, name)
+    if info["type"] == "file":
         kind = _kind_of(path)
         if kind not in ("parquet", "tar"):
             expected = ", ".join((*PARQUET_SUFFIXES, *TAR_SUFFIXES))
             raise UsageError(f"{name} is a single file: expected one of {expected}, or a folder")
         parent, _, file_name = path.rpartition("/")
-        info = filesystem.info(path)
         return Location(name, filesystem, parent, kind, (FileEntry(file_name, int(info["size"]), _stamp(info)),))
-    if not filesystem.isdir(path):
+    if info["type"] != "directory":
         raise UsageError(f"{name} does not exist: expected a folder of images, Parquet, tar or packed shards")
-    entries = sorted(_walk_local(path) if is_local(filesystem) else _walk_remote(filesystem, path), key=_by_name)
+    with failing_as_os_error(name):
+        entries = sorted(_walk_local(path) if is_local(filesystem) else _walk_remote(filesystem, path), key=_by_name)
     kind = _kind_of_folder(name, entries)
     files = tuple(entry for entry in entries if _kind_of(entry.name) == kind)
     return Location(name, filesystem, path, kind, files)
+
+
+def _info(filesystem: Any, path: str, name: str) -> dict[str, Any]:
+    with failing_as_os_error(name):
+        try:  # not isfile() or isdir() of fsspec, which take a failing server for a missing file
+            return dict(filesystem.info(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return {"type": "nothing"}
 
 
 def _kind_of_folder(name: str, entries: list[FileEntry]) -> Kind:
@@ -160,7 +165,6 @@ def _walk_local(root: str) -> Iterator[FileEntry]:
 
 
 def _walk_remote(filesystem: Any, root: str) -> Iterator[FileEntry]:
-    filesystem.invalidate_cache(root)
     for path, info in filesystem.find(root, detail=True).items():
         name = path.removeprefix(root).lstrip("/")
         if not any(part.startswith(".") for part in name.split("/")):

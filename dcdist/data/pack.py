@@ -13,11 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dcdist.data.location import MANIFEST_NAME, SHARD_SUFFIX, is_local, locate, resolve
+from dcdist.data.location import MANIFEST_NAME, SHARD_SUFFIX, is_local, locate
 from dcdist.data.packed import SCHEMA, Manifest, PackedSource, ShardEntry, check_shard
 from dcdist.data.rows import image_rows
 from dcdist.data.types import Fingerprint, ImageRow
 from dcdist.errors import UsageError
+from dcdist.filesystems import failing_as_os_error, open_filesystem
 
 SHARD_BYTES = 256 * 2**20
 _BATCH_BYTES = 8 * 2**20
@@ -59,9 +60,10 @@ def pack(
 
     Raises:
         UsageError: nothing to pack, shards are there already, or source and destination are the same.
+        StorageError: a server fails, refuses or cannot be reached.
     """
     location = locate(source_url)
-    filesystem, path = resolve(destination_url)
+    filesystem, path = open_filesystem(destination_url)
     if location.is_local and is_local(filesystem) and Path(location.path).resolve() == Path(path).resolve():
         raise UsageError(f"{os.fspath(destination_url)} is both source and destination: choose another destination")
     if location.kind != "packed" or location.is_local:
@@ -81,9 +83,11 @@ def write_shards(
 
     Raises:
         UsageError: no rows, shards are there already, or one label has two names.
+        StorageError: a server fails, refuses or cannot be reached.
     """
-    filesystem, path = resolve(destination_url)
-    _prepare(filesystem, path, overwrite)
+    filesystem, path = open_filesystem(destination_url)
+    with failing_as_os_error(os.fspath(destination_url)):
+        _prepare(filesystem, path, overwrite)
     shards: list[ShardEntry] = []
     splits: Counter[str] = Counter()
     names: dict[int, str | None] = {}
@@ -105,7 +109,8 @@ def write_shards(
     if not shards:
         raise UsageError(f"there is no image to pack into {os.fspath(destination_url)}")
     manifest = Manifest(tuple(shards), _label_names(names), dict(sorted(splits.items())))
-    _publish(filesystem, f"{path}/{MANIFEST_NAME}", manifest.to_json())
+    with failing_as_os_error(f"{os.fspath(destination_url)}/{MANIFEST_NAME}"):
+        _publish(filesystem, f"{path}/{MANIFEST_NAME}", manifest.to_json())
     return PackSummary(
         num_images=manifest.num_rows,
         num_bytes=num_bytes,
@@ -121,20 +126,23 @@ def copy_shards(source_url: str, folder: Path) -> None:
 
     Raises:
         UsageError: the manifest is damaged, a shard is missing or has another size than it says.
+        StorageError: a server fails, refuses or cannot be reached.
     """
-    filesystem, path = resolve(source_url)
-    text = filesystem.cat_file(f"{path}/{MANIFEST_NAME}")
+    filesystem, path = open_filesystem(source_url)
+    with failing_as_os_error(f"{source_url}/{MANIFEST_NAME}"):
+        text = filesystem.cat_file(f"{path}/{MANIFEST_NAME}")
     for shard in Manifest.from_json(text, f"{source_url}/{MANIFEST_NAME}").shards:
-        if filesystem.exists(f"{path}/{shard.name}"):
+        url = f"{source_url}/{shard.name}"
+        # A missing one is left to the check; exists() of fsspec would take a failing server for a missing file.
+        with contextlib.suppress(FileNotFoundError), failing_as_os_error(url):
             filesystem.get_file(f"{path}/{shard.name}", str(folder / shard.name))
-        check_shard(folder / shard.name, shard, f"{source_url}/{shard.name}")
+        check_shard(folder / shard.name, shard, url)
     (folder / MANIFEST_NAME).write_bytes(text)
 
 
 def _prepare(filesystem: Any, path: str, overwrite: bool) -> None:
     if is_local(filesystem):
         filesystem.makedirs(path, exist_ok=True)
-    filesystem.invalidate_cache(path)
     there = [name for name in filesystem.find(path, maxdepth=1) if name.endswith((SHARD_SUFFIX, MANIFEST_NAME))]
     if there and not overwrite:
         raise UsageError(f"{path} holds packed shards already: take another destination, or --overwrite")
@@ -161,7 +169,8 @@ def _local_target(filesystem: Any, path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dcdist-") as folder:
         target = Path(folder) / "shard"
         yield target
-        filesystem.put_file(str(target), path)
+        with failing_as_os_error(filesystem.unstrip_protocol(path)):
+            filesystem.put_file(str(target), path)
 
 
 def _grouped(rows: Iterable[ImageRow], shard_bytes: int) -> Iterator[Iterator[ImageRow]]:

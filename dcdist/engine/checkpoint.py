@@ -31,9 +31,9 @@ from dcdist.engine.restore import Stateful, StoredCheckpoint, open_newest
 from dcdist.engine.state_files import FlatState, HashingWriter, flatten, write_json, write_tensors
 from dcdist.errors import RunError, Superseded
 from dcdist.faults import fault_point
+from dcdist.filesystems import StorageError
 from dcdist.metrics.heartbeat import read_heartbeat
 from dcdist.run_directory import Attempt, RunDirectory
-from dcdist.storage import StorageError
 
 logger = logging.getLogger(__name__)
 

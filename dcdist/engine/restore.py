@@ -14,8 +14,9 @@ from dcdist.commits import CheckpointName, Commit, DamagedCheckpointError, read_
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.state_files import read_state
 from dcdist.errors import RunError, UsageError
+from dcdist.filesystems import StorageError
 from dcdist.run_directory import RunDirectory
-from dcdist.storage import Storage, StorageError, open_storage
+from dcdist.storage import Storage, open_storage
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from safetensors.torch import save
 from dcdist.errors import UsageError
 from dcdist.export.card import describe_run
 from dcdist.export.onnx_file import onnx_bytes, require_onnx
+from dcdist.filesystems import StorageError
 from dcdist.models.published_names import published_names
-from dcdist.storage import StorageError, open_file
+from dcdist.storage import open_file
 from dcdist.stored_run import StoredRun, read_run
 
 SAFETENSORS, ONNX = ".safetensors", ".onnx"

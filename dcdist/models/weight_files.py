@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 from dcdist.commits import CheckpointName, DamagedCheckpointError, read_commit, verify_files
 from dcdist.errors import RunError, UsageError
+from dcdist.filesystems import StorageError
 from dcdist.run_directory import RunDirectory
-from dcdist.storage import Storage, StorageError, open_file, open_storage
+from dcdist.storage import Storage, open_file, open_storage
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dcdist.storage import Storage, StorageError
+from dcdist.filesystems import StorageError
+from dcdist.storage import Storage
 
 _BLOCK = 1 << 18  # bytes
 

@@ -12,8 +12,9 @@ import boto3
 import fsspec
 import pytest
 
+from dcdist.filesystems import StorageError
 from dcdist.run_directory import RunDirectory
-from dcdist.storage import StorageError, open_storage
+from dcdist.storage import open_storage
 from tests.cluster.faulty_proxy import Action, FaultyProxy, Rule
 from tests.runs.conftest import digits_folder, experiment  # noqa: F401
 from tests.runs.processes import assert_same_state, final_state, run, start_run, write_config

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from dcdist.filesystems import StorageError
 from dcdist.metrics import heartbeat as heartbeat_module
 from dcdist.metrics.heartbeat import Heartbeat, read_heartbeat
 from dcdist.metrics.recorder import Recorder
-from dcdist.storage import StorageError, open_storage
+from dcdist.storage import open_storage
 
 
 def record(kind: str, step: int, **values: Any) -> dict[str, Any]:
