@@ -37,9 +37,11 @@ CLUSTERINGS = """
 
 
 def variable(name: str) -> dashboard.QueryVariable:
-    """Values of a label; all of them at first. "All" is short however many there are."""
+    """Values of a label; all of them at first. "All" is short however many there are, but of jobs: others have some."""
     query = dashboard.QueryVariable(name).label(name.capitalize()).datasource(SOURCE).query(VARIABLES[name])
-    query.multi(True).include_all(True).all_value(".*").current(models.VariableOption(text="All", value="$__all"))
+    query.multi(True).include_all(True).current(models.VariableOption(text="All", value="$__all"))
+    if name != "job":
+        query.all_value(".*")
     return query.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.NATURAL_ASC)
 
 

@@ -64,7 +64,7 @@ def summary() -> list[Panel]:
         value(
             "Firing alerts",
             "Of the runs shown; the table at the end says which.",
-            'count(ALERTS{run, alertstate="firing"}) or vector(0)',
+            'count(ALERTS{alertname=~"Dcdist.*", run, alertstate="firing"}) or vector(0)',
             parts.COUNT,
             below(1),
             legend="alerts",
@@ -164,7 +164,7 @@ def alerts() -> Panel:
         "What Prometheus reports of the runs shown. Empty is well.",
         {"run": "Run", "alertname": "Alert", "severity": "Severity"},
         [],
-        info=['max by (run, alertname, severity) (ALERTS{run, alertstate="firing"})'],
+        info=['max by (run, alertname, severity) (ALERTS{alertname=~"Dcdist.*", run, alertstate="firing"})'],
         height=8,
         link=OPEN_RUN,
     )

@@ -75,7 +75,11 @@ SILENT = """
     time() - max by (run) (dcdist_progress_timestamp_seconds{run})
     unless on (run) max by (run) (dcdist_finished{run}) == 1
 """
-ALERTS = 'count by (run) (ALERTS{run, alertstate="firing"}) or 0 * max by (run) (dcdist_build_info{run})'
+# The one of a target that is down has no run.
+ALERTS = """
+    count by (run) (ALERTS{alertname=~"Dcdist.*", run, run!="", alertstate="firing"})
+    or 0 * max by (run) (dcdist_build_info{run})
+"""
 
 STATES = {
     "0": ("running", "green"),

@@ -115,6 +115,16 @@ def test_metrics_and_labels_exist(dashboard: str, panel: str, expr: str) -> None
             assert any(label in series[metric] for metric in metrics), f"{label} in {sorted(metrics)}"
 
 
+def test_alerts_and_targets_of_others_are_not_counted() -> None:
+    for _, panel, expr in dashboard_queries():
+        for selector in re.findall(r"ALERTS\{([^}]*)\}", expr):
+            assert 'alertname=~"Dcdist.*"' in selector, panel
+    for name, dashboard in dashboards().items():
+        for variable in dashboard["templating"]["list"]:
+            if variable["name"] == "job":
+                assert "allValue" not in variable, f"{name}: all would be every job of this Prometheus"
+
+
 def test_every_metric_of_a_grouping_has_its_labels() -> None:
     series = known()
     for _, panel, expr in dashboard_queries():
