@@ -67,6 +67,7 @@ def assign(
     split: str | None = None,
     stage: str | None = None,
     overwrite: bool = False,
+    without: str | None = None,
 ) -> Assigned | None:
     """Writes the cluster of every image of a source to a Parquet file; says what came of it on rank 0. Collective.
 
@@ -83,6 +84,7 @@ def assign(
         split: of the images; None: all.
         stage: as this stage left the run; None: as it is.
         overwrite: replace the file where it is there already.
+        without: leave out the images of this split, as a run without data.split does with data.heldout_split.
 
     Raises:
         UsageError: no run, no final clustering yet, no such images, or the file is there already.
@@ -97,7 +99,7 @@ def assign(
             f"{run.directory} has no final clustering yet: stage {run.stage.name} has not ended; train it to its end, "
             "or name an earlier stage by --stage"
         )
-    source = open_source(root, split, run.config.data.cache_directory)
+    source = open_source(root, split, run.config.data.cache_directory, without)
     is_own = source.fingerprint() in run.fingerprints()
     world_size = run.world_size if is_own else collectives.world_size
     numerics = build_numerics(run.stage.train, member.device)

@@ -19,6 +19,9 @@ def assign(
     source: Annotated[str, typer.Argument(help="images: anything that data.root takes")],
     out: Annotated[str, typer.Option(help="Parquet file to write, local or any fsspec URL")],
     split: Annotated[str | None, typer.Option(help="only the images of this split; by default all")] = None,
+    without: Annotated[
+        str | None, typer.Option(help="no image of this split: as training did by heldout_split")
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="the run as this stage left it; by default as it is")] = None,
     num_processes: NumProcesses = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -30,7 +33,7 @@ def assign(
         from dcdist.assign import assign as write_clusters
         from dcdist.errors import ExitCode
 
-        written = write_clusters(run, source, out, member, split, stage, overwrite)
+        written = write_clusters(run, source, out, member, split, stage, overwrite, without)
         if written is not None:
             typer.echo("\n".join(written.lines()))
         return ExitCode.DONE

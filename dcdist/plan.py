@@ -12,7 +12,7 @@ import torch
 
 from dcdist.build.checks import check_stages
 from dcdist.build.methods import Samples, build_method, clustering_stage, epoch_length, method_class
-from dcdist.build.run import build_backbone, open_data
+from dcdist.build.run import build_backbone, open_training_images
 from dcdist.build.views import GIB
 from dcdist.clustering.kmeans import choose_placement
 from dcdist.config.identity import resolve_autos
@@ -38,7 +38,7 @@ def describe_plan(config: ExperimentConfig, num_processes: int) -> str:
     """
     device = torch.device("cuda" if torch.cuda.is_available() and config.launch.device != "cpu" else "cpu")
     config = resolve_autos(config, has_bfloat16=has_bfloat16(device))
-    source = open_data(config.data, config.data.split)
+    source = open_training_images(config.data)
     backbone = build_backbone(config.model, config.views.image_size, config.run.seed)
     lines = [
         to_yaml(config),

@@ -11,7 +11,7 @@ import torch
 
 from dcdist.attempt_description import describe_attempt
 from dcdist.build.checks import check_stages
-from dcdist.build.run import build_backbone, open_data
+from dcdist.build.run import build_backbone, open_data, open_training_images
 from dcdist.config.identity import resolve_autos, resume_config
 from dcdist.config.load import parse_yaml, validate
 from dcdist.config.schema import ExperimentConfig
@@ -68,7 +68,7 @@ class Session:
         """Trains what is left and scores it. Raises DcdistError where it ends otherwise."""
         self.run_directory = RunDirectory(self.given.run.dir)
         self.config = self.collectives.on_main(self.settle_config)
-        self.source = open_data(self.config.data, self.config.data.split)
+        self.source = open_training_images(self.config.data)
         self.heldout = (
             open_data(self.config.data, self.config.data.heldout_split) if self.config.data.heldout_split else None
         )
@@ -114,10 +114,16 @@ class Session:
         for number in self.run_directory.attempt_numbers():
             before = self.run_directory.read_attempt(number).get("data", {})
             if before and before["fingerprint"] != fingerprint:
+                data = self.config.data
+                left_out = (
+                    f", or it was started by a dcdist that did not leave those of data.heldout_split="
+                    f"{data.heldout_split} out of training"
+                )
                 raise UsageError(
-                    f"data.root={self.config.data.root} holds {len(self.source)} images with fingerprint "
+                    f"data.root={data.root} holds {len(self.source)} images with fingerprint "
                     f"{fingerprint[:12]}, the run was started on {before['num_images']} with "
-                    f"{before['fingerprint'][:12]}: images were added, removed or changed. "
+                    f"{before['fingerprint'][:12]}: images were added, removed or changed"
+                    f"{left_out if data.split is None and data.heldout_split else ''}. "
                     "Give it the same data, or a new run.dir."
                 )
         return fingerprint

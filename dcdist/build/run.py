@@ -49,6 +49,11 @@ def open_data(data: DataSection, split: str | None) -> ImageSource:
     return open_source(data.root, split, data.cache_directory)
 
 
+def open_training_images(data: DataSection) -> ImageSource:
+    """The run's own images: those of data.split or, where that is null, all but those of data.heldout_split."""
+    return open_source(data.root, data.split, data.cache_directory, data.heldout_split)
+
+
 def build_backbone(model: ModelSection, image_size: int, seed: int) -> Backbone:
     """The network at its initial weights, a function of the arguments alone.
 

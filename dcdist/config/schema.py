@@ -52,13 +52,22 @@ class DataSection(Section):
     """Which images."""
 
     root: str = key(..., "folder of images, Parquet, or packed shards; local or any fsspec URL", PLACEMENT)
-    split: str | None = key(None, "rows to train on; all where there are no splits")
+    split: str | None = key(None, "rows to train on; null: all but those of heldout_split")
     heldout_split: str | None = key(None, "rows kept out of training, for the held-out loss and test scores")
     undecodable: Literal["skip", "fail"] = key("skip", "an image that does not decode: left out (cluster -1), or fatal")
     cache_directory: str | None = key(
         None, "where Parquet and remote data are kept for random access; $DCDIST_CACHE or ~/.cache/dcdist", PLACEMENT
     )
     num_workers: NonNegative | Auto = key("auto", "decoding processes per process of the run", PLACEMENT)
+
+    @model_validator(mode="after")
+    def _heldout_is_not_trained_on(self) -> DataSection:
+        if self.split is not None and self.split == self.heldout_split:
+            raise ValueError(
+                f"data.heldout_split={self.heldout_split} is kept out of training, and data.split is the same: "
+                "name another split, or set one of them to null"
+            )
+        return self
 
 
 class CropsSection(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdist.data.location import FileEntry, Location
+from dcdist.data.location import Location
 from dcdist.data.types import ImageRow, ImageSource, Keys
 from dcdist.errors import RunError, UsageError
 
@@ -93,18 +93,20 @@ def labelled_row(layout: Layout, name: str, image: bytes) -> ImageRow:
 class FolderSource(ImageSource):
     """Random access to the image files of a local folder."""
 
-    def __init__(self, location: Location, split: str | None = None) -> None:
+    def __init__(self, location: Location, split: str | None = None, without: str | None = None) -> None:
         """Lists the files.
 
         Args:
             location: Local, of kind `folder`.
             split: The split to take, None for all.
+            without: A split to leave out, None for none.
 
         Raises:
-            UsageError: the split does not exist, or a name is not UTF-8.
+            UsageError: the split does not exist, nothing is left, or a name is not UTF-8.
         """
-        layout = find_layout([entry.name for entry in location.files], split)
-        entries = _of_split(location, layout, split)
+        layout = find_layout([entry.name for entry in location.files], without if split is None else split)
+        splits = [layout.split_of(entry.name) for entry in location.files]
+        entries = [location.files[index] for index in rows_of_split(splits, split, without, location.url)]
         self._root = location.path
         classes = [layout.class_of(entry.name) for entry in entries]
         labels = None if layout.labels is None else np.array([found[0] for found in classes if found], np.int32)
@@ -119,20 +121,27 @@ class FolderSource(ImageSource):
         return _read_file(f"{self._root}/{key}", key)
 
 
-def _of_split(location: Location, layout: Layout, split: str | None) -> list[FileEntry]:
-    if split is None:
-        return list(location.files)
-    chosen = [entry for entry in location.files if layout.split_of(entry.name) == split]
-    if not chosen:
-        raise no_such_split(location.url, split, [layout.split_of(entry.name) for entry in location.files])
-    return chosen
+def rows_of_split(splits: Sequence[str | None], split: str | None, without: str | None, url: str) -> list[int]:
+    """The numbers of the images that are of `split` (None: of any or none) and not of `without` (None: none left out).
 
+    Args:
+        splits: The split of each image.
+        split: The one to take.
+        without: The one to leave out.
+        url: What errors call the data set.
 
-def no_such_split(url: str, split: str, splits: Sequence[str | None]) -> UsageError:
-    """The error that names the splits that there are, with their counts."""
+    Raises:
+        UsageError: there is no such split (it names those that there are, with their counts), or nothing is left.
+    """
+    left = [index for index, name in enumerate(splits) if without is None or name != without]
+    rows = left if split is None else [index for index in left if splits[index] == split]
+    if rows or not splits:
+        return rows
     names, counts = np.unique([name for name in splits if name is not None], return_counts=True)
-    there = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True))
-    return UsageError(f"{url} has no split {split!r}: " + (f"it has {there}" if there else "it is not split"))
+    there = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)) or None
+    if split is not None and split not in names:
+        raise UsageError(f"{url} has no split {split!r}: " + (f"it has {there}" if there else "it is not split"))
+    raise UsageError(f"{url} has no images but those of split {without!r}, which are left out: it has {there}")
 
 
 def _read_file(path: str, key: str) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dcdist.data.image_folder import no_such_split
+from dcdist.data.image_folder import rows_of_split
 from dcdist.data.location import MANIFEST_NAME
 from dcdist.data.types import NO_LABEL, ImageRow, ImageSource, Keys
 from dcdist.errors import RunError, UsageError
@@ -74,31 +74,37 @@ class Manifest:
 class PackedSource(ImageSource):
     """Random access to the images of a local folder of packed shards; a read touches that image's pages alone."""
 
-    def __init__(self, folder: Path, split: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, split: str | None = None, name: str | None = None, without: str | None = None
+    ) -> None:
         """Maps the shards.
 
         Args:
             folder: Where the manifest is.
             split: The split to take, None for all.
             name: What errors call the data set, where that is not `folder` (a cache).
+            without: A split to leave out, None for none.
 
         Raises:
-            UsageError: no manifest or a damaged one, a shard missing or of another size, no such split.
+            UsageError: no manifest or a damaged one, a shard missing or of another size, no such split, nothing left.
         """
-        self._arguments = (folder, split, name)
+        self._arguments = (folder, split, name, without)
         manifest = Manifest.from_json((folder / MANIFEST_NAME).read_bytes(), str(folder / MANIFEST_NAME))
         table = pa.Table.from_batches(
             [batch for shard in manifest.shards for batch in _map_shard(folder, shard)], schema=SCHEMA
         )
         self._images: list[pa.Array] = table.column("image").chunks
         self._chunk_starts = np.cumsum([0, *(len(chunk) for chunk in self._images)])
-        self._rows = np.arange(len(table)) if split is None else _rows_of_split(table, split, name or str(folder))
+        self._rows = np.arange(len(table))
+        if split is not None or without is not None:
+            splits = table.column("split").to_pylist()
+            self._rows = np.array(rows_of_split(splits, split, without, name or str(folder)), np.int64)
         # The small columns are copied out of the map; of the images only the offsets are looked at.
         sizes = np.concatenate([np.zeros(0, np.int64), *(_lengths(chunk) for chunk in self._images)])
-        labels = table.column("label").fill_null(NO_LABEL).to_numpy().astype(np.int32)
+        labels = table.column("label").fill_null(NO_LABEL).to_numpy().astype(np.int32)[self._rows]
         super().__init__(
             Keys(table.column("key").take(pa.array(self._rows)).combine_chunks()),
-            labels[self._rows] if (labels != NO_LABEL).any() else None,
+            labels if (labels != NO_LABEL).any() else None,
             manifest.label_names,
             sizes[self._rows],
         )
@@ -136,14 +142,6 @@ def _map_shard(folder: Path, shard: ShardEntry) -> list[pa.RecordBatch]:
         return [reader.get_batch(index) for index in range(reader.num_record_batches)]
     except (pa.ArrowInvalid, OSError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-
-
-def _rows_of_split(table: pa.Table, split: str, name: str) -> np.ndarray[Any, Any]:
-    splits = table.column("split").to_pylist()
-    rows = np.array([index for index, other in enumerate(splits) if other == split], np.int64)
-    if not len(rows):
-        raise no_such_split(name, split, splits)
-    return rows
 
 
 def _lengths(images: pa.Array) -> np.ndarray[Any, Any]:

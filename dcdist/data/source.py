@@ -15,7 +15,10 @@ __all__ = ["NO_LABEL", "ImageRow", "ImageSource", "Keys", "open_source"]
 
 
 def open_source(
-    root: str | os.PathLike[str], split: str | None = None, cache_directory: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    split: str | None = None,
+    cache_directory: str | os.PathLike[str] | None = None,
+    without: str | None = None,
 ) -> ImageSource:
     """Opens the images at `root`.
 
@@ -27,20 +30,26 @@ def open_source(
             file or a folder of them, or packed shards; a local path or any fsspec URL.
         split: Only the images of this split; None takes all.
         cache_directory: Where the cache is; by default $DCDIST_CACHE or ~/.cache/dcdist.
+        without: No image of this split; None leaves out none.
 
     Raises:
-        UsageError: nothing there, nothing that is known, damaged, or no such split (it names those that there are).
+        UsageError: nothing there, nothing that is known, damaged, no such split (it names those that there are), or
+            nothing left.
     """
     location = locate(root)
     if location.is_local and location.kind == "folder":
-        return FolderSource(location, split)
+        return FolderSource(location, split, without)
     if location.is_local and location.kind == "packed":
-        return PackedSource(Path(location.path), split, location.url)
-    return PackedSource(cached_shards(location, split, _cache(cache_directory)), split, location.url)
+        return PackedSource(Path(location.path), split, location.url, without)
+    shards = cached_shards(location, without if split is None else split, _cache(cache_directory))
+    return PackedSource(shards, split, location.url, without)
 
 
 def bytes_to_pack(
-    root: str | os.PathLike[str], split: str | None = None, cache_directory: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    split: str | None = None,
+    cache_directory: str | os.PathLike[str] | None = None,
+    without: str | None = None,
 ) -> int:
     """How much `open_source` would have to copy into the cache first: 0 of what is read in place, or is there already.
 
@@ -49,7 +58,7 @@ def bytes_to_pack(
     """
     location = locate(root)
     in_place = location.is_local and location.kind in ("folder", "packed")
-    if in_place or is_cached(location, split, _cache(cache_directory)):
+    if in_place or is_cached(location, without if split is None else split, _cache(cache_directory)):
         return 0
     return sum(entry.size for entry in location.files)
 

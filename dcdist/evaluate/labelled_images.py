@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dcdist.build.run import open_data
+from dcdist.build.run import open_data, open_training_images
 from dcdist.data.loader import BatchLoader
 from dcdist.data.loader_processes import start_server
 from dcdist.data.source import ImageSource
@@ -56,13 +56,20 @@ def open_labelled(run: StoredRun, options: DataOptions) -> LabelledImages:
     """Opens what was asked for, by default what the run was trained on and what it kept out.
 
     Raises:
-        UsageError: no such images or split, or they have no labels.
+        UsageError: no such images or split, one split for both, or they have no labels.
     """
     data = run.config.data
     root = options.data or data.root
     split, heldout_split = _chosen(options.split, data.split), _chosen(options.heldout_split, data.heldout_split)
-    section = data.model_copy(update={"root": root})
-    source = _with_labels(open_data(section, split), f"{root}{_named(split)}", "")
+    if split is not None and split == heldout_split:
+        raise UsageError(
+            f"split {split!r} cannot teach and be held out: name another by --split or --heldout-split, or "
+            f"--heldout-split {NO_SPLIT}"
+        )
+    # By default the run's own images, even where no images are held out here.
+    left_out = data.heldout_split if heldout_split is None and options.split is None else heldout_split
+    section = data.model_copy(update={"root": root, "split": split, "heldout_split": left_out})
+    source = _with_labels(open_training_images(section), f"{root}{_named(split)}", "")
     heldout = None
     if heldout_split is not None:
         instead = f", or --heldout-split {NO_SPLIT}"

@@ -21,7 +21,7 @@ class DataOptions:
 
     stage: str | None = None  # as this stage left the run; None: as it is
     data: str | None = None
-    split: str | None = None  # "none": all images
+    split: str | None = None  # "none": all images but those that are held out
     heldout_split: str | None = None  # "none": no images are held out
     device: str = "auto"
 

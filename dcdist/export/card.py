@@ -101,6 +101,7 @@ def _training_set(run: StoredRun) -> dict[str, Any]:
     return {
         "root": data.root,
         "split": data.split,
+        "heldout_split": data.heldout_split,
         "num_images": found.get("num_images"),
         "fingerprint": found.get("fingerprint"),
     }

@@ -100,7 +100,7 @@ def _open(data: Mapping[str, Any], root: str | None) -> ImageSource:
     place = root or data.get("root")
     if not place:
         raise DcdistError("The run's config does not say where they lie")
-    where = str(place), data.get("split"), data.get("cache_directory")
+    where = str(place), data.get("split"), data.get("cache_directory"), data.get("heldout_split")
     gib = 0.0 if root is not None else bytes_to_pack(*where) / 2**30
     if gib > MOST_TO_PACK_GIB:
         raise DcdistError(f"{place} has {gib:.0f} GiB that would have to be packed into the cache first")

@@ -74,6 +74,11 @@ def test_every_form_gives_the_same(every_form, files, image_folder):
     assert list(train.keys) == [name for name in files if name.startswith("train/")]
     assert content(train) == {name: image for name, image in files.items() if name.startswith("train/")}
     assert train.labels.tolist() == [0, 0, 1, 1, 1]
+    rest = open_source(every_form, without="test")
+    assert (list(rest.keys), rest.fingerprint()) == (list(train.keys), train.fingerprint())
+    assert [rest.read(index) for index in range(5)] == [train.read(index) for index in range(5)]
+    assert list(pickle.loads(pickle.dumps(rest)).keys) == list(train.keys)
+    assert list(open_source(every_form, without="val").keys) == list(source.keys), "nothing to leave out"
     assert open_source(every_form, split="test").label_names == ["cat", "dog"]
     with pytest.raises(UsageError, match=r"has no split 'val': it has test \(2\), train \(5\)"):
         open_source(every_form, split="val")
@@ -257,6 +262,24 @@ def test_parquet_folder_with_missing_labels_and_names(tmp_path, files):
     assert [source.read(index) for index in range(7)] == images
     assert source.labels.tolist() == [-1, 0, 2, 2, 2, 0, -1]
     assert source.label_names == ["zero", "1", "two"]
+
+
+def test_a_split_left_out_leaves_the_images_of_none(tmp_path, make_jpeg):
+    columns = {"image": [make_jpeg()] * 3, "path": ["a", "b", "c"], "split": ["test", None, "more"]}
+    path = write(tmp_path / "a.parquet", **columns, label=[0, 1, None])
+    rest = open_source(path, without="test")
+    assert (list(rest.keys), rest.labels.tolist()) == (["b", "c"], [1, -1])
+    with pytest.raises(UsageError, match=r"no images but those of split 'test', .* it has more \(1\), test \(1\)"):
+        open_source(path, "test", without="test")
+
+
+def test_labels_in_another_split_are_none(tmp_path, make_jpeg):
+    columns = {"image": [make_jpeg()] * 3, "path": ["a", "b", "c"], "split": ["train", "train", "test"]}
+    path = write(tmp_path / "a.parquet", **columns, label=[None, None, 1])
+    assert open_source(path, "train").labels is None
+    assert open_source(path, without="test").labels is None
+    assert open_source(path, "test").labels.tolist() == [1]
+    assert open_source(path).labels.tolist() == [-1, -1, 1]
 
 
 def test_repeated_keys_get_numbers(tmp_path, make_jpeg):
