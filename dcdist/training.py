@@ -234,13 +234,14 @@ class Training:
 
     def _score(self, last: Stage, shared: Surroundings) -> None:
         """The summary that a run ends with, where labels exist (they serve nothing else); where its clusters are."""
-        if self._config.evaluation.summary and shared.source.labels is not None:
+        sources = [source for source in (shared.source, shared.heldout_source) if source is not None]
+        if self._config.evaluation.summary and any(source.labels is not None for source in sources):
             from dcdist.score import summarise  # scikit-learn takes a second to import
 
             # The phase outside: a signal that arrives while a record is written would end that record's sink instead.
             with last.trainer.journal.phase("score"), self._begun.signals.acted_on_at_once():
                 text = summarise(shared, last, self._directory)
-            if self._collectives.is_main:
+            if text is not None:
                 print(text, end="\n\n", flush=True)
         if self._collectives.is_main:
             final = self._directory.assignments_file(last.name, "final")

@@ -97,7 +97,10 @@ def build_stage(shared: Surroundings, number: int) -> Stage:
         shared.save(states, kind)
 
     recipe = build_readout(stage, shared.devices)
-    heldout = HeldOut(shared.heldout_source, images, shared.collectives) if shared.heldout_source else None
+    heldout = None
+    if shared.heldout_source is not None:
+        split = str(shared.config.data.heldout_split)
+        heldout = HeldOut(split, shared.heldout_source, images, shared.collectives)
     clustering_step, every_num_epochs = build_clustering_step(stage, shared.devices)
     trainer = Trainer(
         method=method,

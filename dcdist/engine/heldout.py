@@ -5,7 +5,7 @@ Shapes: H held-out images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,15 @@ from dcdist.data.loader import Request
 from dcdist.data.preparation import prepare
 from dcdist.data.source import ImageSource
 from dcdist.distributed.collectives import Collectives
-from dcdist.features import ImagePass, contiguous_range, extract_features, num_boundaries, transform_features
+from dcdist.features import (
+    ImagePass,
+    contiguous_range,
+    extract_features,
+    find_undecodable,
+    gather_failures,
+    num_boundaries,
+    transform_features,
+)
 from dcdist.methods.base import Method
 
 
@@ -28,14 +36,26 @@ from dcdist.methods.base import Method
 class HeldOut:
     """The held-out split and how its images are seen."""
 
+    split: str  # its name
     source: ImageSource
     images: ImagePass
     collectives: Collectives
 
+    def find_undecodable(self, at_boundary: Callable[[], None]) -> Mapping[int, str]:
+        """Sample id -> reason of the images that do not decode, on every rank. Collective."""
+        failures = find_undecodable(self.source, self.images, self.collectives, at_boundary)
+        return gather_failures(failures, self.collectives)
+
     def assign(
         self, method: Method, pca: PCA | None, clustering: Clustering, at_boundary: Callable[[], None]
-    ) -> torch.Tensor:
-        """The cluster [H] int32 of each image under the first head, on every rank. Collective."""
+    ) -> tuple[torch.Tensor, Mapping[int, str]]:
+        """The cluster [H] int32 of each image under the first head, and what `find_undecodable` finds. Collective.
+
+        Where a clustering has no heads (neighbours alone) no image has a cluster.
+        """
+        targets = torch.full((len(self.source),), UNASSIGNED, dtype=torch.int32)
+        if not clustering.heads:
+            return targets, self.find_undecodable(at_boundary)
         raw = extract_features(method.embedder(), self.source, self.images, self.collectives, at_boundary)
         shard = transform_features(raw, pca)
         head = clustering.heads[0]
@@ -43,18 +63,19 @@ class HeldOut:
             nearest, _ = nearest_centroids(shard.features, head.centroids)
         else:
             nearest = linear_logits(shard.features, head.linear).argmax(1).int()
-        targets = torch.full((len(self.source),), UNASSIGNED, dtype=torch.int32)
         sample_ids = self.collectives.all_gather_rows(shard.sample_ids)
         targets[sample_ids] = self.collectives.all_gather_rows(nearest)
-        return targets
+        return targets, gather_failures(raw.failures, self.collectives)
 
     @torch.no_grad()
-    def loss(self, method: Method, targets: torch.Tensor, at_boundary: Callable[[], None]) -> float:
+    def loss(self, method: Method, targets: torch.Tensor, at_boundary: Callable[[], None]) -> float | None:
         """The mean loss of the first head against `targets` [H], in evaluation mode and with evaluation crops.
 
-        Collective.
+        None where no image has a target. Collective.
         """
         with_target = np.flatnonzero(targets.numpy() >= 0)
+        if not len(with_target):
+            return None
         own = contiguous_range(len(with_target), self.collectives.rank, self.collectives.world_size)
         mine = with_target[own.start : own.stop]
         chunks = (mine[start : start + self.images.batch_size] for start in range(0, len(mine), self.images.batch_size))
@@ -74,4 +95,4 @@ class HeldOut:
             loss = float(functional.cross_entropy(logits.float(), prepared.targets))
             total += torch.tensor([loss, 1.0], dtype=torch.float64) * len(batch.sample_ids)
         loss_sum, count = self.collectives.all_reduce_sum(total).tolist()
-        return loss_sum / count if count else float("nan")
+        return float(loss_sum / count)

@@ -86,6 +86,7 @@ class Decodability:
 
     def __init__(self) -> None:
         self.undecodable: list[int] | None = None  # sample ids, ascending; None until they are known
+        self.said: set[str] = set()  # what this attempt has said of undecodable images in the log
 
     def usable(self, num_samples: int) -> np.ndarray:
         """Sample ids [U] int64, ascending, of those that decode."""

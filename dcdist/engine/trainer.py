@@ -5,6 +5,7 @@ Shapes: N samples of the dataset.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from dcdist.engine.heldout import HeldOut
 from dcdist.engine.journal import Journal
 from dcdist.engine.state import AdoptedClustering, Decodability, Progress
 from dcdist.engine.training_step import TrainingStep
+from dcdist.engine.undecodable import describe_undecodable, name_some
 from dcdist.errors import RunError, UsageError
 from dcdist.faults import fault_point
 from dcdist.features import ImagePass, RawFeatures, extract_features, find_undecodable, gather_failures, reduce_features
 from dcdist.methods.base import EpochPlan, Method, Microbatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,31 +144,47 @@ class Trainer:
         raw = extract_features(
             self.method.embedder(), self.source, self.images, self.collectives, self.boundary.between_steps
         )
-        self.name_undecodable(gather_failures(raw.failures, self.collectives))
+        self.leave_out(gather_failures(raw.failures, self.collectives))
         return raw
 
     def find_undecodable(self) -> None:
         """For methods that train on every image without having looked at all of them before."""
+        if self.heldout:  # first: a resume looks again until the training images are known
+            self.name_undecodable(self.heldout.find_undecodable(self.boundary.between_steps), self.heldout)
         failures = find_undecodable(self.source, self.images, self.collectives, self.boundary.between_steps)
-        self.name_undecodable(gather_failures(failures, self.collectives))
+        self.leave_out(gather_failures(failures, self.collectives))
 
-    def name_undecodable(self, failures: Mapping[int, str]) -> None:
-        """Undecodable images are named, or fatal; training leaves them out."""
+    def leave_out(self, failures: Mapping[int, str]) -> None:
+        """Undecodable training images are named, or fatal; training leaves them out."""
         self.decodability.undecodable = sorted(failures)
-        if failures:
-            named = [f"{self.source.keys[sample_id]} ({reason})" for sample_id, reason in sorted(failures.items())]
-            some = "; ".join(named[:10]) + (f"; and {len(named) - 10} more" if len(named) > 10 else "")
-            message = f"{len(named)} of {len(self.source)} images do not decode: {some}"
-            if len(failures) == len(self.source):
-                raise UsageError(f"no image of data.root decodes: {some}. Give it images, Parquet or packed shards")
-            if self.undecodable_is_fatal:
-                raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
-            self.journal.event("undecodable", count=len(named), message=message)
-            if len(self.source) - len(failures) < self.least_usable:
-                raise UsageError(
-                    f"{message}. The final clustering needs {self.least_usable} that do: mend them, or lower "
-                    "clustering.num_clusters, features.pca_dimensions (or readout's own) or clustering.num_neighbors"
-                )
+        if failures and len(failures) == len(self.source):
+            some = name_some(self.source, failures)
+            raise UsageError(f"no image of data.root decodes: {some}. Give it images, Parquet or packed shards")
+        self.name_undecodable(failures)
+        if failures and len(self.source) - len(failures) < self.least_usable:
+            raise UsageError(
+                f"{describe_undecodable(self.source, failures)}. The final clustering needs {self.least_usable} that "
+                "do: mend them, or lower clustering.num_clusters, features.pca_dimensions (or readout's own) or "
+                "clustering.num_neighbors"
+            )
+
+    def name_undecodable(self, failures: Mapping[int, str], heldout: HeldOut | None = None) -> None:
+        """Counts and names undecodable images, training images or held-out ones; raises RunError where they are fatal.
+
+        Only training needs images: where all held-out ones are damaged, the run goes on without their loss.
+        """
+        if not failures:
+            return
+        if heldout is None:
+            message = describe_undecodable(self.source, failures)
+        else:
+            message = describe_undecodable(heldout.source, failures, heldout.split)
+        if self.undecodable_is_fatal:
+            raise RunError(f"{message}. Mend or remove them, or leave them out by data.undecodable=skip.")
+        self.journal.event("undecodable", count=len(failures), message=message)
+        if self.collectives.is_main and message not in self.decodability.said:
+            self.decodability.said.add(message)
+            logger.warning(message)
 
     def cluster(self, shards: Sequence[FeatureShard], epoch: int) -> Clustering:
         """What the rows of all ranks make; an interrupted clustering is repeated identically."""
@@ -187,10 +207,12 @@ class Trainer:
     def assign_heldout(self) -> None:
         """Targets of the held-out images, once a clustering: after its checkpoint, so that it waits for nothing."""
         clustering = self.adopted.clustering
-        if self.heldout and clustering and clustering.heads and self.adopted.heldout_targets is None:
-            self.adopted.heldout_targets = self.heldout.assign(
+        if self.heldout and clustering and self.adopted.heldout_targets is None:
+            targets, failures = self.heldout.assign(
                 self.method, self.adopted.pca, clustering, self.boundary.between_steps
             )
+            self.name_undecodable(failures, self.heldout)
+            self.adopted.heldout_targets = targets
 
     def load_steps(self, plan: EpochPlan, epoch: int) -> Iterator[tuple[list[Microbatch], list[int]]]:
         """This rank's microbatches of every step of the plan that is left, prepared on the device, with their seeds."""

@@ -34,5 +34,8 @@ def test_by_what_decided_the_clusters(
     head = HeadClustering(nothing, nothing, CENTROIDS, 0.0, 1, 0, "rank0", linear=linear)
     method: Any = SimpleNamespace(embedder=lambda: None)
     images: Any = None
-    heldout = HeldOut(range(4), images, Collectives())  # type: ignore[arg-type]
-    assert heldout.assign(method, None, Clustering((head,)), lambda: None).tolist() == expected
+    heldout = HeldOut("test", range(4), images, Collectives())  # type: ignore[arg-type]
+    raw.failures[1] = "damaged"
+    targets, failures = heldout.assign(method, None, Clustering((head,)), lambda: None)
+    assert targets.tolist() == expected
+    assert failures == {1: "damaged"}
