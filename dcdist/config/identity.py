@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from dcdist.config.load import validate
@@ -13,35 +14,72 @@ from dcdist.errors import UsageError
 
 _AUTO = "auto"
 
+KeyPath = tuple[str, ...]
+Flat = dict[KeyPath, Any]
 
-def flatten(config: ExperimentConfig) -> dict[tuple[str, ...], Any]:
+
+def flatten(config: ExperimentConfig) -> Flat:
     """{("train", "batch_size"): 256, ...}: every key of a config by its path.
 
     Of stages: ("stages",) gives their names in order, ("stages", name, ...) every key of one, its own or the top's.
     """
     values = config.model_dump(mode="json")
-    flat: dict[tuple[str, ...], Any] = {("stages",): [entry["name"] for entry in values.pop("stages")]}
+    flat: Flat = {("stages",): [entry["name"] for entry in values.pop("stages")]}
     for stage in config.resolved_stages() if config.stages else ():
         flat |= _flatten(stage.model_dump(mode="json"), ("stages", stage.name))
     return flat | _flatten(values, ())
 
 
-def _flatten(values: Any, path: tuple[str, ...]) -> dict[tuple[str, ...], Any]:
+def _flatten(values: Any, path: KeyPath) -> Flat:
     if not isinstance(values, dict):
         return {path: values}
-    flat: dict[tuple[str, ...], Any] = {}
+    flat: Flat = {}
     for name, value in values.items():
         flat |= _flatten(value, (*path, name))
     return flat
 
 
-def _kind(path: tuple[str, ...]) -> str:
-    return kind_of(path[2:] if path[:1] == ("stages",) else path)
+def _flatten_with_parts(config: ExperimentConfig) -> Flat:
+    """As `flatten`, with the parts of joint methods by name, too.
+
+    ("joint", "parts") gives their names in order, ("joint", "parts", name, ...) every key that a part can have, its own
+    or the stage's. With stages it is these that have them, whether or not the list stands at the top.
+    """
+    flat = flatten(config)
+    flat["joint", "parts"] = [entry["name"] for entry in config.joint.parts]
+    for stage in config.resolved_stages():
+        path = ("stages", stage.name) if config.stages else ()
+        flat[*path, "joint", "parts"] = [entry["name"] for entry in stage.joint.parts]
+        for part, weight in stage.resolved_parts():
+            values = part.model_dump(mode="json", exclude={"name", "train", "readout", "joint"})
+            flat |= _flatten({**values, "weight": weight}, (*path, "joint", "parts", part.name))
+    return flat
+
+
+def _split(path: KeyPath) -> tuple[KeyPath, KeyPath, KeyPath]:
+    """A path's stage, the part in it, and the key: of what is not in a stage, or in no part, the first ones are ()."""
+    stage, key = (path[:2], path[2:]) if path[:1] == ("stages",) else ((), path)
+    part, key = (key[:3], key[3:]) if key[:2] == ("joint", "parts") and len(key) > 3 else ((), key)
+    return stage, part, key
+
+
+def _kind(path: KeyPath) -> str:
+    return kind_of(_split(path)[-1])
+
+
+def _holders(path: KeyPath) -> Iterator[KeyPath]:
+    """The same key where a part or a stage has it from, unless it sets it itself."""
+    stage, part, key = _split(path)
+    if part:
+        yield (*stage, *key)
+    if stage:
+        yield (*part, *key)
+        yield key
 
 
 def identity_values(config: ExperimentConfig) -> dict[str, Any]:
     """The identity keys of a resolved config, dotted, with their values."""
-    return {".".join(path): value for path, value in flatten(config).items() if _kind(path) == "identity"}
+    return {".".join(path): value for path, value in _flatten_with_parts(config).items() if _kind(path) == "identity"}
 
 
 def identity_digest(config: ExperimentConfig, fingerprint: str) -> str:
@@ -89,14 +127,13 @@ def resume_config(given: ExperimentConfig, saved: ExperimentConfig) -> Experimen
     Raises:
         UsageError: an identity key differs, or a horizon shrinks; names each key with both values.
     """
-    saved_flat = flatten(saved)
+    saved_flat = _flatten_with_parts(saved)
     config = validate(_keep_autos(_with_autos_of_stages(given), saved_flat, ()), "the config")
-    given_flat = flatten(config)
+    given_flat = _flatten_with_parts(config)
     problems = []
     for path in sorted(set(saved_flat) & set(given_flat)):  # ("stages",) is in both, and names stages that are not
         problem = _problem(path, given_flat, saved_flat)
-        has_it_from_the_top = path[0] == "stages" and problem == _problem(path[2:], given_flat, saved_flat)
-        if problem and not has_it_from_the_top:
+        if problem and all(problem != _problem(holder, given_flat, saved_flat) for holder in _holders(path)):
             problems.append(f"{'.'.join(path)} {problem}")
     if problems:
         raise UsageError(
@@ -113,7 +150,7 @@ def grown_stages(given: ExperimentConfig, saved: ExperimentConfig) -> list[str]:
     return [stage.name for stage in given.resolved_stages() if stage.train.num_epochs > before[stage.name]]
 
 
-def _problem(path: tuple[str, ...], given: dict[tuple[str, ...], Any], saved: dict[tuple[str, ...], Any]) -> str:
+def _problem(path: KeyPath, given: Flat, saved: Flat) -> str:
     now, before, kind = given.get(path), saved.get(path), _kind(path)
     if kind == "identity" and now != before:
         return f"is {now!r}, the run has {before!r}"
@@ -122,7 +159,7 @@ def _problem(path: tuple[str, ...], given: dict[tuple[str, ...], Any], saved: di
     return ""
 
 
-def _keep_autos(values: Any, saved: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
+def _keep_autos(values: Any, saved: Flat, path: KeyPath) -> Any:
     if path == ("stages",):
         return [_keep_autos(entry, saved, (*path, entry["name"])) for entry in values]
     if isinstance(values, dict):

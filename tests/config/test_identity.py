@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,3 +177,79 @@ def test_a_difference_at_the_top_level_is_named_once_not_for_each_stage() -> Non
         resume_config(config(clustering={"num_clusters": 7}, stages=TWO_STAGES), saved(stages=TWO_STAGES))
     assert str(error.value).count("num_clusters") == 1
     assert "clustering.num_clusters is 7, the run has 10000" in str(error.value)
+
+
+def joint(*, weight: float | None = None, **of_clusters: Any) -> dict[str, Any]:
+    """The values of a joint method of two parts."""
+    puzzle = {"name": "puzzle", "method": "jigsaw", **({} if weight is None else {"weight": weight})}
+    clusters = {"name": "clusters", "method": "deepcluster", **of_clusters}
+    return {"method": "joint", "joint": {"parts": [puzzle, clusters]}}
+
+
+def in_a_stage(values: dict[str, Any]) -> dict[str, Any]:
+    return {"stages": [{"name": "first", "method": "simclr"}, {"name": "both", **values}]}
+
+
+def refusal(given: dict[str, Any], before: dict[str, Any]) -> str:
+    with pytest.raises(UsageError) as error:
+        resume_config(config(**given), saved(**before))
+    return str(error.value).removeprefix("r was started with another config and cannot go on with this one: ")
+
+
+REMEDY = ". Set them back, or give a new run.dir."
+
+
+@pytest.mark.parametrize("where", [dict, in_a_stage])
+def test_placement_is_free_in_the_parts_of_a_joint_method_too(where: Callable[[dict[str, Any]], Any]) -> None:
+    placed = joint(
+        features={"batch_size": 7, "memory_limit_gib": 1.0},
+        clustering={"placement": "distributed", "gather_limit_gib": 2.0, "engine": "torch", "num_clusters": 5},
+    )
+    before = saved(**where(joint(clustering={"num_clusters": 5})))
+    resumed = resume_config(config(**where(placed)), before)
+    assert resumed.resolved_stages()[-1].parts()[1].features.batch_size == 7
+    assert identity_digest(resumed, "f") == identity_digest(before, "f")
+
+
+@pytest.mark.parametrize("where", [dict, in_a_stage])
+def test_a_default_of_a_part_may_be_spelled_out(where: Callable[[dict[str, Any]], Any]) -> None:
+    spelled_out = where(joint(weight=1.0, clustering={"num_clusters": 10000}))
+    assert resume_config(config(**spelled_out), saved(**where(joint()))) == saved(**spelled_out)
+
+
+def test_another_identity_of_a_part_is_refused_naming_its_key_alone() -> None:
+    given = joint(weight=0.5, clustering={"num_clusters": 7})
+    assert refusal(given, joint()) == (
+        "joint.parts.clusters.clustering.num_clusters is 7, the run has 10000; "
+        "joint.parts.puzzle.weight is 0.5, the run has 1.0" + REMEDY
+    )
+    assert refusal(in_a_stage(given), in_a_stage(joint())) == (
+        "stages.both.joint.parts.clusters.clustering.num_clusters is 7, the run has 10000; "
+        "stages.both.joint.parts.puzzle.weight is 0.5, the run has 1.0" + REMEDY
+    )
+
+
+def test_a_difference_of_the_stage_or_the_top_is_not_named_for_its_parts_again() -> None:
+    views = {"views": {"image_size": 96}}
+    expected = "views.image_size is 96, the run has 224" + REMEDY
+    assert refusal({**joint(), **views}, joint()) == expected
+    assert refusal({**in_a_stage(joint()), **views}, in_a_stage(joint())) == expected
+    assert refusal(in_a_stage({**joint(), **views}), in_a_stage(joint())) == f"stages.both.{expected}"
+
+
+def test_parts_that_come_go_or_change_places_are_refused() -> None:
+    fewer = joint()
+    fewer["joint"] = {"parts": fewer["joint"]["parts"][:1]}
+    assert refusal(fewer, joint()) == "joint.parts is ['puzzle'], the run has ['puzzle', 'clusters']" + REMEDY
+
+
+def test_parts_at_the_top_belong_to_the_stages() -> None:
+    stages = {"stages": [{"name": "both", "method": "joint"}]}
+    before = saved(joint=joint()["joint"], **stages)
+    placed = joint(features={"batch_size": 7})["joint"]
+    assert resume_config(config(joint=placed, **stages), before) == saved(joint=placed, **stages)
+    other = config(joint=joint(weight=0.5)["joint"], **stages)
+    with pytest.raises(
+        UsageError, match=r": stages\.both\.joint\.parts\.puzzle\.weight is 0\.5, the run has 1\.0\. Set"
+    ):
+        resume_config(other, before)
