@@ -220,6 +220,7 @@ def test_other_data_and_splits(finished: Path, split_digits: Path, tmp_path: Pat
         ("linear", ["--heldout-split", "none"], "evaluate linear needs images that were kept out of training"),
         ("knn", ["--data", "FLAT", "--split", "none", "--heldout-split", "none"], "has no labels, and features are"),
         ("knn", ["--split", "nowhere"], "nowhere"),
+        ("knn", ["--split", "test"], "split 'test' cannot teach and be held out: name another by --split or"),
         ("knn", ["--neighbors", "many"], "--neighbors='many' is no list of numbers"),
         ("knn", ["--neighbors", "500"], "500 nearest neighbours cannot vote: there are 150 labelled images"),
         ("clusters", ["--device", "tpu"], "--device='tpu' is unknown: auto, cpu or cuda"),
