@@ -52,9 +52,11 @@ def train(
     from dcdist.config.load import load_config
     from dcdist.distributed.place import describes_process_group
     from dcdist.engine.preemption import SignalFlag
+    from dcdist.launch.base import with_absolute_paths
     from dcdist.launch.local import LocalLauncher, local_job
 
-    experiment = load_config(config, overrides or ())
+    # Absolute, for whoever reads the run later, from another folder.
+    experiment = with_absolute_paths(load_config(config, overrides or ()))
     job = local_job(experiment.launch, ("train", str(config), *(overrides or ())))
     if plan:
         from dcdist.plan import describe_plan

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from dcdist.config.schema import ExperimentConfig
-from dcdist.errors import ExitCode
+from dcdist.config.sections import Section
+from dcdist.errors import ExitCode, UsageError
 
 # The keys of the config that name files and folders of this machine or of all, by section. Not model.initial_weights:
-# what a run is must not depend on where it was started from.
+# it is part of what a run is, as it is written; made absolute it would be another run's.
 _PATHS = {
     "run": ("dir",),
     "data": ("root", "cache_directory"),
@@ -47,23 +48,34 @@ class JobHandle(Protocol):
         ...
 
 
-class Launcher(Protocol):
-    """Starts runs somewhere."""
-
-    def submit(self, job: JobSpec) -> JobHandle:
-        """Starts a run."""
-        ...
-
-
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment for processes that may start in another folder; URLs stay as they are."""
+    """The same experiment for processes that may start in another folder, and whoever reads the run from another one.
 
-    def absolute(path: str) -> str:
-        return path if "://" in path else str(Path(path).absolute())
-
-    sections = {}
-    for name, keys in _PATHS.items():
-        section = getattr(config, name)
-        paths = {key: absolute(path) for key in keys if (path := getattr(section, key)) is not None}
-        sections[name] = section.model_copy(update=paths)
+    URLs stay as they are.
+    """
+    sections: dict[str, Section] = {}
+    for name, path in relative_paths(config).items():
+        section, _, key = name.partition(".")
+        before = sections.get(section, getattr(config, section))
+        sections[section] = before.model_copy(update={key: str(Path(path).absolute())})
     return config.model_copy(update=sections)
+
+
+def relative_paths(config: ExperimentConfig) -> dict[str, str]:
+    """Those of the config, by their keys, as in data.root; model.initial_weights is not among them."""
+    given = {f"{name}.{key}": getattr(getattr(config, name), key) for name, keys in _PATHS.items() for key in keys}
+    return {name: path for name, path in given.items() if path is not None and _is_relative(path)}
+
+
+def check_initial_weights(config: ExperimentConfig) -> None:
+    """For processes in folders of their own. Raises UsageError where they would not find model.initial_weights."""
+    weights = config.model.initial_weights
+    if weights is not None and _is_relative(weights):
+        raise UsageError(
+            f"model.initial_weights={weights} is relative, and the processes start in folders of their own: give the "
+            "absolute path of a file that all machines see, or a URL"
+        )
+
+
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not Path(path).is_absolute()

@@ -23,6 +23,7 @@ import yaml
 from dcdist.config.load import load_config, to_yaml
 from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import UsageError
+from dcdist.launch.base import check_initial_weights, relative_paths
 
 CONFIG_FILE = "/etc/dcdist/config.yaml"  # in the pods
 GPU = "nvidia.com/gpu"
@@ -314,6 +315,10 @@ def _check_paths(experiment: ExperimentConfig, workload: _Workload) -> None:
             f"data.root={experiment.data.root} is a folder of this machine; expected a URL (s3://bucket/...) or an "
             "absolute path in the pods, on a volume or in the image: override data.root"
         )
+    if relative := relative_paths(experiment):
+        given = ", ".join(f"{key}={path}" for key, path in relative.items())
+        raise UsageError(f"{given} would not be found; expected absolute paths in the pods: override what is relative")
+    check_initial_weights(experiment)
 
 
 def _kubectl(*arguments: str, text: str | None = None) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from dcdist.config.load import to_yaml
 from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import DcdistError, ExitCode, UsageError
-from dcdist.launch.base import with_absolute_paths
+from dcdist.launch.base import check_initial_weights, with_absolute_paths
 from dcdist.launch.local import FORWARDED
 
 # For `ray job stop`, which asks the driver to end and kills it 3 seconds later unless told otherwise.
@@ -35,8 +35,10 @@ def run_on_ray(config: ExperimentConfig) -> ExitCode:
     A signal that asks this process to end goes on to the workers' processes, which save and end.
 
     Raises:
-        UsageError: Ray is not installed, there is no cluster, or it can never give what the config asks for.
+        UsageError: Ray is not installed, there is no cluster, it can never give what the config asks for, or its
+            processes would not find model.initial_weights.
     """
+    check_initial_weights(config)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean what they mean here
     _check_address()
@@ -109,7 +111,7 @@ def _fit(config: ExperimentConfig, asked: threading.Event) -> ExitCode:
     least = launch.min_processes or most
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     overseer = Overseer.options(scheduling_strategy=here).remote()
-    task = {"config": to_yaml(with_absolute_paths(config)), "overseer": overseer, "threads": int(resources["CPU"])}
+    task = {"config": to_yaml(config), "overseer": overseer, "threads": int(resources["CPU"])}
     with tempfile.TemporaryDirectory(prefix="dcdist-ray-") as ray_results:
         trainer = TorchTrainer(
             work,
@@ -235,13 +237,7 @@ class RaySubmission:
         return address
 
     def _config_text(self) -> str:
-        weights = self.config.model.initial_weights
-        if weights is not None and "://" not in weights and not Path(weights).is_absolute():
-            # It is part of what a run is, as it is written: made absolute here it would be another run's.
-            raise UsageError(
-                f"model.initial_weights={weights} is relative, and the job starts in a folder of its own: give the "
-                "absolute path of a file that all machines see, or a URL"
-            )
+        check_initial_weights(self.config)
         return to_yaml(with_absolute_paths(self.config))
 
 

@@ -19,6 +19,7 @@ from dcdist.config.load import to_yaml
 from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import UsageError
 from dcdist.run_directory import RunDirectory
+from dcdist.launch.base import with_absolute_paths
 
 SHELL_FUNCTIONS = Path(__file__).with_name("slurm_job.sh")
 # A process that ends must not take the others with it: they notice, save and say how the run stands.
@@ -106,7 +107,7 @@ class SlurmSubmission:
 
     def __init__(self, config: ExperimentConfig, resources: SlurmResources, folder: Path | None = None) -> None:
         resources.check()
-        self._config = config
+        self._config = with_absolute_paths(config)
         self._resources = resources
         local_run = RunDirectory(config.run.dir).storage.local_path()
         self.folder = (folder or (local_run / "slurm" if local_run else Path("slurm-jobs"))).absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from dcdist.config.load import to_yaml, validate
 from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import UsageError
 from dcdist.launch.base import with_absolute_paths
-from dcdist.launch.ray import RaySubmission
+from dcdist.launch.ray import RaySubmission, run_on_ray
+from dcdist.launch.slurm import SlurmResources, SlurmSubmission
 
 METRICS = {
     "prometheus_port": 0,
@@ -46,13 +48,31 @@ def test_what_is_absolute_a_url_or_not_given_stays() -> None:
     assert found.metrics == config.metrics
 
 
-def test_weights_that_a_ray_job_would_not_find_are_refused() -> None:
-    def submission(path: str) -> RaySubmission:
+def test_weights_that_processes_on_ray_would_not_find_are_refused() -> None:
+    def with_weights(path: str) -> ExperimentConfig:
         given = {"run": {"dir": "runs/one"}, "data": {"root": "images"}, "model": {"initial_weights": path}}
-        config = validate(given, "a test")
-        return RaySubmission(config, address="http://head:8265")
+        return validate(given, "a test")
 
-    with pytest.raises(UsageError, match=r"model.initial_weights=w.safetensors is relative.*give the absolute path"):
+    def submission(path: str) -> RaySubmission:
+        return RaySubmission(with_weights(path), address="http://head:8265")
+
+    refused = r"model.initial_weights=w.safetensors is relative.*give the absolute path"
+    with pytest.raises(UsageError, match=refused):
         submission("w.safetensors").submit()
+    with pytest.raises(UsageError, match=refused):
+        run_on_ray(with_weights("w.safetensors"))
     for path in ("/shared/w.safetensors", "s3://bucket/w.safetensors"):
         assert f"initial_weights: {path}" in submission(path).describe()
+
+
+def test_a_slurm_job_is_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sbatch", "srun", "sinfo"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text("#!/bin/sh\necho Submitted batch job 7\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    assert SlurmSubmission(experiment(**METRICS), SlurmResources()).submit() == "7"
+    (handed_over,) = (tmp_path / "runs/one/slurm").glob("config-*.yaml")
+    assert handed_over.read_text() == to_yaml(with_absolute_paths(experiment(**METRICS)))

@@ -140,6 +140,11 @@ def test_an_overlay_of_ones_own_is_a_base(tmp_path: Path) -> None:
         ({"overrides": ("run.dir=file:///cache/x",)}, "run.dir=file:///cache/x would end with its pod"),
         ({"base": K8S / "overlays" / "rayjob-s3"}, r"run.dir=/runs/digits would end .*\(no volume of this base\)"),
         ({"overrides": ("data.root=data/x",)}, "data.root=data/x is a folder of this machine; expected a URL"),
+        (
+            {"overrides": ("data.cache_directory=cache", "metrics.prometheus_textfile=node")},
+            "data.cache_directory=cache, metrics.prometheus_textfile=node would not be found; expected absolute paths",
+        ),
+        ({"overrides": ("model.initial_weights=w.pth",)}, "model.initial_weights=w.pth is relative.*give the absolute"),
         ({"overrides": ("train.num_epoch=3",)}, "unknown key train.num_epoch; did you mean train.num_epochs"),
     ],
 )

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import yaml
 
 from tests.runs.conftest import experiment
 from tests.runs.processes import write_config
@@ -65,3 +66,23 @@ def test_interrupted_and_typed_again(tmp_path: Path, digits_folder: Path) -> Non
     for word in ("Traceback", "leaked", "Warning"):
         assert word not in second.stderr
     assert json.loads((tmp_path / "run" / "attempts" / "0001.json").read_text())["ended"]["signal"] == "SIGINT"
+
+
+def test_a_run_that_was_given_relative_paths_is_read_from_another_folder(tmp_path: Path, digits_folder: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "images").symlink_to(digits_folder)
+    config = write_config(tmp_path / "config.yaml", experiment(Path("images"), Path("run")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def dcdist(folder: Path, *arguments: str) -> str:
+        command = [sys.executable, "-m", "dcdist", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=folder, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    dcdist(tmp_path, "train", str(config))
+    recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (recorded["run"]["dir"], recorded["data"]["root"]) == (str(tmp_path / "run"), str(tmp_path / "images"))
+    assert "NMI" in dcdist(tmp_path / "elsewhere", "evaluate", "clusters", str(tmp_path / "run"))
