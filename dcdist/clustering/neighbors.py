@@ -46,11 +46,10 @@ def nearest_neighbors(
     num_samples: int,
     collectives: Collectives,
     at_boundary: Callable[[], None] = lambda: None,
-    include_self: bool = False,
     engine: Literal["auto", "faiss", "torch"] = "auto",
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Neighbors:
-    """The k nearest rows of all ranks to each row of this one. Collective; costs N n D multiplications.
+    """The k nearest other rows of all ranks to each row of this one. Collective; costs N n D multiplications.
 
     Args:
         shard: this rank's rows.
@@ -58,7 +57,6 @@ def nearest_neighbors(
         num_samples: S.
         collectives: joins the ranks.
         at_boundary: called after each block of rows, equally often on every rank; may raise on all of them to stop.
-        include_self: the first of the k is the row itself; otherwise it is none of them.
         engine: who computes distances; "auto" is faiss where it is installed, torch on a GPU or without it.
         device: where distances are computed.
 
@@ -66,26 +64,21 @@ def nearest_neighbors(
         UsageError: not enough rows to have k neighbours.
         NonFiniteFeaturesError: a row holds nan or inf.
     """
-    num_others = num_neighbors - int(include_self)
     num_rows = count_rows(shard, collectives)
-    if not 0 <= num_others < num_rows:
-        least, most = int(include_self), num_rows - 1 + int(include_self)
+    if not 1 <= num_neighbors < num_rows:
         raise UsageError(
             f"num_neighbors={num_neighbors} needs more images with features than neighbours, here are {num_rows}: "
-            f"set num_neighbors to at least {max(least, 1)} and at most {most}"
+            f"set num_neighbors to at least 1 and at most {num_rows - 1}"
         )
     largest_magnitude(shard, collectives)
     if engine == "auto":
         engine = "faiss" if device.type == "cpu" and importlib.util.find_spec("faiss") else "torch"
     with full_precision():
-        found = _Found(shard.features.to(device), num_others + 1, num_samples, engine)  # a row finds itself, too
+        found = _Found(shard.features.to(device), num_neighbors + 1, num_samples, engine)  # a row finds itself, too
         for sample_ids, rows in _blocks(shard, collectives):
-            found.compare(*_without_surplus_copies(sample_ids, rows, num_others + 1))
+            found.compare(*_without_surplus_copies(sample_ids, rows, num_neighbors + 1))
             at_boundary()
     indices, distances = _without_self(shard.sample_ids, found.sample_ids, found.distances)
-    if include_self:
-        indices = torch.cat([shard.sample_ids.unsqueeze(1), indices], dim=1)
-        distances = torch.cat([distances.new_zeros(len(distances), 1), distances], dim=1)
     return Neighbors(shard.sample_ids, indices, distances.float())
 
 

@@ -105,15 +105,6 @@ class Checkpointer:
         self._line = [] if name is None else line[: line.index(name) + 1]
         return stored
 
-    def load(self, states: Mapping[str, Stateful]) -> Commit | None:
-        """Begins; each state takes over what the chosen checkpoint holds. Returns its commit; raises as `begin`."""
-        stored = self.begin()
-        if stored is None:
-            return None
-        with stored:
-            stored.load_into(states)
-            return stored.commit
-
     def save(
         self, step: int, kind: Kind, states: Mapping[str, Stateful], position: Mapping[str, Any]
     ) -> CheckpointName:

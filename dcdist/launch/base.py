@@ -1,14 +1,13 @@
-"""What every launcher is: it places one dcdist process a device and describes the process group in the environment."""
+"""What launchers share: the processes of a run on one machine, and paths of a config that hold in other folders too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from dcdist.config.schema import ExperimentConfig
 from dcdist.config.sections import Section
-from dcdist.errors import ExitCode, UsageError
+from dcdist.errors import UsageError
 
 # The keys of the config that name files and folders of this machine or of all, by section. Not model.initial_weights:
 # it is part of what a run is, as it is written; made absolute it would be another run's.
@@ -38,14 +37,6 @@ class JobSpec:
     threads_per_process: int
     node_rank: int = 0
     num_nodes: int = 1
-
-
-class JobHandle(Protocol):
-    """A run that was started."""
-
-    def wait(self) -> ExitCode:
-        """Returns when every process has ended, with what the run as a whole ended with."""
-        ...
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:

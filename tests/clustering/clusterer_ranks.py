@@ -61,7 +61,7 @@ def interrupted(collectives: Collectives, clusterer: Clusterer) -> tuple[int, in
 
 
 def neighbor_tables(collectives: Collectives) -> dict[str, Any]:
-    """The tables of both engines, with and without the row itself, of rows with ties and copies; a refusal."""
+    """The tables of both engines, of rows with ties and copies; a refusal."""
     rows = torch.cat([mixture(150, 5, 9), torch.tensor([[x, y, 0.0, 0.0, 0.0] for x in range(8) for y in range(8)])])
     rows = torch.cat([rows, rows[:20], rows[:20]])
     shard = shard_of(rows, torch.arange(len(rows)) * 3, collectives.rank, collectives.world_size)
@@ -74,10 +74,8 @@ def neighbor_tables(collectives: Collectives) -> dict[str, Any]:
 
     block, neighbors_module._ROWS_A_BLOCK = neighbors_module._ROWS_A_BLOCK, 50
     for engine in ("torch", "faiss"):
-        for include_self in (False, True):
-            found = nearest_neighbors(shard, 7, num_samples, collectives, count, include_self, engine)  # type: ignore[arg-type]
-            table = neighbor_table(found, num_samples, collectives)
-            tables[f"{engine} {include_self}"] = table.numpy()
+        found = nearest_neighbors(shard, 7, num_samples, collectives, count, engine)  # type: ignore[arg-type]
+        tables[engine] = neighbor_table(found, num_samples, collectives).numpy()
     neighbors_module._ROWS_A_BLOCK = block
     tables["calls"] = calls[0]
     try:

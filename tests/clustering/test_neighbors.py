@@ -16,9 +16,9 @@ from tests.clustering.ranks import mixture, normal
 ENGINES = ("torch", "faiss")
 
 
-def search(rows: torch.Tensor, num_neighbors: int, include_self: bool = False, **options: object) -> Neighbors:
+def search(rows: torch.Tensor, num_neighbors: int, **options: object) -> Neighbors:
     shard = FeatureShard(torch.arange(len(rows)), rows)
-    return nearest_neighbors(shard, num_neighbors, len(rows), Collectives(), include_self=include_self, **options)  # type: ignore[arg-type]
+    return nearest_neighbors(shard, num_neighbors, len(rows), Collectives(), **options)  # type: ignore[arg-type]
 
 
 def brute_force(rows: torch.Tensor, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,9 +35,6 @@ def test_hand_computed(engine: str) -> None:
     # 0: both 1 and 4 at 1; 1: its equal 4, then 0 at 1; 2: 1 and 4 at 4; 3: 2 at 16, then 1 at 36; 4: 1, then 0.
     assert found.indices.tolist() == [[1, 4], [4, 0], [1, 4], [2, 1], [1, 0]]
     assert found.distances.tolist() == [[1, 1], [0, 1], [4, 4], [16, 36], [0, 1]]
-    with_self = search(rows, 2, include_self=True, engine=engine)
-    assert with_self.indices.tolist() == [[0, 1], [1, 4], [2, 1], [3, 2], [4, 1]]
-    assert with_self.distances.tolist() == [[0, 1], [0, 0], [0, 4], [0, 16], [0, 0]]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -90,8 +87,8 @@ def test_boundary_is_called_after_each_block(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize(("num_neighbors", "include_self", "most"), [(5, False, 4), (6, True, 5), (0, True, 5)])
-def test_refusals(num_neighbors: int, include_self: bool, most: int) -> None:
-    expected = rf"num_neighbors={num_neighbors} needs more images.*here are 5: set .* at least 1 and at most {most}"
+@pytest.mark.parametrize("num_neighbors", [0, 5])
+def test_refusals(num_neighbors: int) -> None:
+    expected = rf"num_neighbors={num_neighbors} needs more images.*here are 5: set .* at least 1 and at most 4"
     with pytest.raises(UsageError, match=expected):
-        search(normal(5, 2), num_neighbors, include_self)
+        search(normal(5, 2), num_neighbors)

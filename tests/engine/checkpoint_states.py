@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dcdist.commits import Commit
 from dcdist.distributed.collectives import Collectives
 from dcdist.engine.checkpoint import Checkpointer
+from dcdist.engine.restore import Stateful
 from dcdist.errors import PeerLost, StopRequested
 from dcdist.run_directory import Attempt, RunDirectory
 
@@ -51,11 +53,21 @@ def new_checkpointer(url: str, collectives: Collectives | None = None, keep: int
     return Checkpointer(run, attempt, collectives, "digest", keep)
 
 
+def load(checkpointer: Checkpointer, states: Mapping[str, Stateful]) -> Commit | None:
+    """Begins; each state takes over what the chosen checkpoint holds. Returns its commit."""
+    stored = checkpointer.begin()
+    if stored is None:
+        return None
+    with stored:
+        stored.load_into(states)
+        return stored.commit
+
+
 def begin(url: str, collectives: Collectives | None = None, keep: int = 2) -> tuple[Checkpointer, int | None]:
     """A new attempt on all ranks: its checkpointer, and the step that it goes on from (checked in every value)."""
     checkpointer = new_checkpointer(url, collectives, keep)
     states = {"model": Holder(), "progress": Holder()}
-    commit = checkpointer.load(states)
+    commit = load(checkpointer, states)
     if commit is None:
         return checkpointer, None
     step = commit.name.step

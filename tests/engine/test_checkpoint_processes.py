@@ -17,6 +17,7 @@ from tests.engine.checkpoint_states import (
     Holder,
     begin,
     folders,
+    load,
     new_checkpointer,
     run_ranks,
     save,
@@ -140,7 +141,7 @@ def deal_out(collectives: Collectives, url: str, step: int) -> None:
     """Loads the bank, or fills it; each row is what its key says; saves it."""
     bank, replicated = Bank(collectives), Holder({"value": torch.tensor(1.5)})
     checkpointer = new_checkpointer(url, collectives)
-    commit = checkpointer.load({"bank": bank, "replicated": replicated})
+    commit = load(checkpointer, {"bank": bank, "replicated": replicated})
     if commit is None:
         bank.rows = rows_of(bank.keys)
     else:
