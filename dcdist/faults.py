@@ -1,7 +1,8 @@
 """Named points at which a test (or a soak run) kills a process; without DCDIST_FAULT each is a comparison with None.
 
 DCDIST_FAULT="label:count[:rank[:signal]]" sends the own process SIGKILL, or the named signal, when it passes the label
-for the count-th time (from 1) on that rank (of the environment variable RANK; without a rank, or with "*", on any).
+for the count-th time (from 1) on that rank (of the environment variable RANK, else SLURM's; without a rank, or with
+"*", on any).
 A label may itself hold colons: "checkpoint:commit:2:*:SIGTERM" is the second passing of "checkpoint:commit".
 """
 
@@ -56,7 +57,7 @@ def parse_fault(text: str, rank: str) -> _Fault | None:
 @functools.cache
 def _fault() -> _Fault | None:
     text = os.environ.get("DCDIST_FAULT")
-    return None if text is None else parse_fault(text, os.environ.get("RANK", "0"))
+    return None if text is None else parse_fault(text, os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def fault_point(label: str) -> None:

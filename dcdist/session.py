@@ -24,24 +24,9 @@ from dcdist.models.backbone import Backbone
 from dcdist.models.numerics import has_bfloat16
 from dcdist.run_directory import CONFIG, Attempt, RunDirectory
 from dcdist.training import Begun, Training
+from dcdist.verdict import without_progress
 
 logger = logging.getLogger(__name__)
-
-# So many attempts in a row without a commit, none ended by a signal, and nothing starts the next one by itself.
-MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
-
-
-def without_progress(run_directory: RunDirectory, error: DcdistError) -> DcdistError:
-    """The error itself, or a failure where the run has ended so too often without getting anywhere."""
-    if error.exit_code is not ExitCode.RUN_AGAIN:
-        return error
-    try:
-        count = run_directory.attempts_without_progress()
-    except OSError:
-        return error
-    if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
-        return error
-    return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
 
 
 @dataclass
@@ -57,8 +42,8 @@ class Session:
     source: ImageSource = field(init=False)
     heldout: ImageSource | None = field(init=False)
     backbone: Backbone = field(init=False)
-    fingerprint: str = field(init=False)
-    attempt: Attempt = field(init=False)
+    fingerprint: str | None = field(init=False, default=None)
+    attempt: Attempt | None = field(init=False, default=None)  # none until it has begun
 
     @property
     def device(self) -> torch.device:
@@ -67,34 +52,28 @@ class Session:
     def run(self) -> ExitCode:
         """Trains what is left and scores it. Raises DcdistError where it ends otherwise."""
         self.run_directory = RunDirectory(self.given.run.dir)
-        self.config = self.collectives.on_main(self.settle_config)
-        self.source = open_training_images(self.config.data)
-        self.heldout = (
-            open_data(self.config.data, self.config.data.heldout_split) if self.config.data.heldout_split else None
-        )
-        self.backbone = build_backbone(self.config.model, self.config.views.image_size, self.config.run.seed)
-        self.fingerprint = self.collectives.on_main(self.check_data)
-        self.attempt = Attempt(self.run_directory, self.collectives.on_main(self.begin_attempt))
-        training = Training(
-            Begun(
-                config=self.config,
-                run_directory=self.run_directory,
-                attempt=self.attempt,
-                source=self.source,
-                heldout=self.heldout,
-                fingerprint=self.fingerprint,
-                backbone=self.backbone,
-                collectives=self.collectives,
-                devices=self.devices,
-                signals=self.signals,
+        with contextlib.ExitStack() as resources, self.ending_recorded():
+            self.config = self.collectives.on_main(self.settle_config)
+            self.collectives.on_all(self.open)
+            self.fingerprint = self.collectives.on_main(self.check_data)
+            self.attempt = Attempt(self.run_directory, self.collectives.on_main(self.begin_attempt))
+            training = Training(
+                Begun(
+                    config=self.config,
+                    run_directory=self.run_directory,
+                    attempt=self.attempt,
+                    source=self.source,
+                    heldout=self.heldout,
+                    fingerprint=self.fingerprint,
+                    backbone=self.backbone,
+                    collectives=self.collectives,
+                    devices=self.devices,
+                    signals=self.signals,
+                )
             )
-        )
-        with (
-            contextlib.closing(training),
-            self.ending_recorded(),
-            log_to_run(self.run_directory, self.attempt.number, self.collectives.rank),
-        ):
-            training.run()
+            resources.callback(training.close)  # after the end is recorded
+            with log_to_run(self.run_directory, self.attempt.number, self.collectives.rank):
+                training.run()
         return ExitCode.DONE
 
     def settle_config(self) -> ExperimentConfig:
@@ -105,6 +84,13 @@ class Session:
             where = self.run_directory.storage.url(CONFIG)
             config = resume_config(config, validate(parse_yaml(text, where), where))
         return resolve_autos(config, has_bfloat16=has_bfloat16(self.device))
+
+    def open(self) -> None:
+        """The images and the network, where one machine may lack what others have."""
+        data = self.config.data
+        self.source = open_training_images(data)
+        self.heldout = open_data(data, data.heldout_split) if data.heldout_split else None
+        self.backbone = build_backbone(self.config.model, self.config.views.image_size, self.config.run.seed)
 
     def check_data(self) -> str:
         """On rank 0: the data's fingerprint, held against the run's; K, PCA and processes held against the data."""
@@ -130,7 +116,8 @@ class Session:
 
     def begin_attempt(self) -> int:
         description = describe_attempt(self.collectives.world_size, self.device)
-        description["data"] = {"fingerprint": self.fingerprint, "num_images": len(self.source)}
+        if self.fingerprint is not None:
+            description["data"] = {"fingerprint": self.fingerprint, "num_images": len(self.source)}
         return self.run_directory.begin_attempt(description).number
 
     @contextlib.contextmanager
@@ -138,31 +125,38 @@ class Session:
         """Writes into the attempt why it ended; turns a hopeless row of attempts into a failure."""
         try:
             yield
-        except DcdistError as error:
-            self.record_end(error)
-            raise self.without_progress(error) from error
         except Exception as error:
-            if is_peer_lost(error):
-                lost = PeerLost(f"another process of the run died or stopped answering: {error}")
-                self.record_end(lost)
-                raise self.without_progress(lost) from error
-            if isinstance(error, OSError):  # a full disk, a file system that fails
-                failed = RunError(f"the files of the run or of its data fail: {error}")
-                self.record_end(failed)
-                raise failed from error
-            self.record_end(error)
-            raise
+            ending = self.explain(error)
+            self.record_end(ending)
+            if not isinstance(ending, DcdistError):
+                raise
+            raise without_progress(self.run_directory, ending) if self.collectives.is_main else ending from error
         self.record_end(None)
 
-    def record_end(self, error: Exception | None) -> None:
-        if self.collectives.is_main:
-            code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
-            reason = f"{type(error).__name__}: {error}" if error else "done"
-            signal_name = error.signal_name if isinstance(error, Preempted) else None
-            try:
-                self.attempt.record_end(code, reason, signal_name)
-            except OSError as failure:  # must not hide why the attempt ended
-                logger.warning("the end of attempt %d is not recorded: %s", self.attempt.number, failure)
+    def explain(self, error: Exception) -> Exception:
+        """The error as what it means to the run."""
+        if is_peer_lost(error):
+            error = PeerLost(f"another process of the run died or stopped answering: {error}")
+        elif isinstance(error, OSError):  # a full disk, a file system that fails
+            error = RunError(f"the files of the run or of its data fail: {error}")
+        if isinstance(error, PeerLost) and (word := self.collectives.word_left()):
+            error = RunError(f"another process of the run ended by itself: {word}")
+        return error
 
-    def without_progress(self, error: DcdistError) -> DcdistError:
-        return without_progress(self.run_directory, error) if self.collectives.is_main else error
+    def record_end(self, error: Exception | None) -> None:
+        code = getattr(error, "exit_code", ExitCode.FAILURE) if error else ExitCode.DONE
+        reason = f"{type(error).__name__}: {error}" if error else "done"
+        if not self.collectives.is_main:
+            if code in (ExitCode.USAGE, ExitCode.FAILURE):
+                self.collectives.leave_word(reason)
+            return
+        signal_name = error.signal_name if isinstance(error, Preempted) else None
+        try:
+            if self.attempt is None:
+                if code is ExitCode.USAGE:  # nothing was started
+                    return
+                # Without a record such starts would go on for ever.
+                self.attempt = Attempt(self.run_directory, self.begin_attempt())
+            self.attempt.record_end(code, reason, signal_name)
+        except OSError as failure:  # must not hide why the attempt ended
+            logger.warning("the end of %s is not recorded: %s", self.attempt or "the attempt", failure)

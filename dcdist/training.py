@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from dcdist.attempt_description import describe_launcher, job_started_at
 from dcdist.build.recorder import build_recorder
 from dcdist.build.stage import Surroundings, build_stage
 from dcdist.clustering.types import Clustering
@@ -32,6 +31,7 @@ from dcdist.engine.pipeline import RunState, Stage, run_stages
 from dcdist.engine.preemption import Request, SaveClock, SignalFlag, Watch
 from dcdist.engine.restore import StoredCheckpoint
 from dcdist.errors import DcdistError, ExitCode, Superseded, UsageError
+from dcdist.job import describe_launcher, job_started_at
 from dcdist.metrics.recorder import Recorder
 from dcdist.models.backbone import Backbone
 from dcdist.models.initial_weights import load_initial_weights

@@ -13,7 +13,8 @@ from dcdist.engine.preemption import SignalFlag
 from dcdist.errors import DcdistError, ExitCode, PeerLost
 from dcdist.member import Member, run_member
 from dcdist.run_directory import RunDirectory
-from dcdist.session import Session, without_progress
+from dcdist.session import Session
+from dcdist.verdict import without_progress
 
 
 def work(config: ExperimentConfig, signals: SignalFlag) -> ExitCode:

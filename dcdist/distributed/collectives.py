@@ -6,13 +6,15 @@ Shapes: n rows on this rank, N rows on all ranks together, D columns.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from dcdist.errors import DcdistError, PeerLost, RunError
+from dcdist.errors import DcdistError, ExitCode, PeerLost, RunError, UsageError
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ _PEER_LOST_MESSAGES = (
     "failed to recv",
     "broken promise",
 )
+_WORD = "dcdist/word"  # in the store: why a process ended by itself
+_WORD_TIMEOUT = timedelta(seconds=10)
 
 
 def is_peer_lost(error: BaseException) -> bool:
@@ -60,9 +64,11 @@ class Collectives:
     Every method is collective: each rank calls it, in the same order. All raise PeerLost where a process is gone.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, store: dist.Store | None = None) -> None:
+        """`store`: where they met; None: they leave no word there."""
         self.rank = rank
         self.world_size = world_size
+        self._store = store
 
     @property
     def is_main(self) -> bool:
@@ -171,18 +177,49 @@ class Collectives:
         Storage that fails (an OSError) becomes a RunError. What is unexpected is raised on rank 0, and a RunError that
         says so on the others: they would take rank 0 for lost, and be started again.
         """
-        outcome: tuple[T | None, DcdistError | None] = (None, None)
-        if self.is_main:
-            try:
-                outcome = (function(), None)
-            except DcdistError as error:
-                outcome = (None, error)
-            except OSError as error:
-                outcome = (None, RunError(f"storage failed: {error}"))
-            except Exception as error:
-                self.broadcast_object((None, RunError(f"rank 0 failed: {type(error).__name__}: {error}")))
-                raise
-        value, failure = self.broadcast_object(outcome)
+        value, failure, unexpected = _outcome(function, self.rank) if self.is_main else (None, None, None)
+        value, failure = self.broadcast_object((value, failure))
         if failure is not None:
-            raise failure
+            raise unexpected or failure
         return value  # type: ignore[return-value]
+
+    def on_all(self, function: Callable[[], T]) -> T:
+        """Runs `function`, which is not collective, on every rank; the rank's own value, or on every rank one error.
+
+        That is wrong usage before all others, and the lowest rank's of several. Errors are as with `on_main`.
+        """
+        value, failure, unexpected = _outcome(function, self.rank)
+        if failure is not None and not self.is_main:  # what holds on one machine alone
+            kind = UsageError if failure.exit_code is ExitCode.USAGE else RunError
+            failure = kind(f"rank {self.rank} on {socket.gethostname()}: {failure}")
+        failures = [each for each in self.all_gather_objects(failure) if each is not None]
+        if failures:
+            raise unexpected or min(failures, key=lambda each: each.exit_code is not ExitCode.USAGE)
+        return value  # type: ignore[return-value]
+
+    def leave_word(self, reason: str) -> None:
+        """Tells rank 0 why this process is about to end by itself: rank 0 would otherwise only see that it is gone."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                self._store.set_timeout(_WORD_TIMEOUT)
+                self._store.set(_WORD, f"rank {self.rank} on {socket.gethostname()}: {reason}")
+                self._store.get(_WORD)  # it has arrived
+
+    def word_left(self) -> str | None:
+        """On rank 0: why another process ended, where one has said so."""
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None and self._store.check([_WORD]):
+                return bytes(self._store.get(_WORD)).decode()
+        return None
+
+
+def _outcome(function: Callable[[], T], rank: int) -> tuple[T | None, DcdistError | None, Exception | None]:
+    """What a function gave, or its error as all ranks can have it, and the error itself where that was not expected."""
+    try:
+        return function(), None, None
+    except DcdistError as error:
+        return None, error, None
+    except OSError as error:
+        return None, RunError(f"storage failed: {error}"), None
+    except Exception as error:
+        return None, RunError(f"rank {rank} failed: {type(error).__name__}: {error}"), error

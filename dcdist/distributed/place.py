@@ -80,3 +80,22 @@ def expand_counts(text: str) -> list[int]:
             raise ValueError(f"{text!r} is no list of numbers like 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
+
+
+def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
+    """Where a SLURM step's processes may meet: rank 0's node, as SLURM names it, and a port; None outside of steps.
+
+    The port lies below those that systems give to outgoing connections; steps that share a node
+    take different ones, and so do the starts of one job.
+    """
+    if not _is_slurm_task(environment) or "SLURM_STEP_NODELIST" not in environment:
+        return None
+    numbers = (environment.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    job, step, restarts = (int(number) if number.isdigit() else 0 for number in numbers)
+    return first_host(environment["SLURM_STEP_NODELIST"]), 20_000 + (job * 101 + step * 7 + restarts) % 12_000
+
+
+def first_host(nodes: str) -> str:
+    """Of SLURM's short form of a list of nodes: "gpu[03-07,11],big1" begins with gpu03."""
+    match = re.match(r"(?:\[[^]]*\]|[^],[])+", nodes)
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", match[0] if match else nodes)

@@ -55,6 +55,7 @@ def _why(error: Exception, place: Place, seconds: float) -> tuple[str, str]:
     own, host, port = socket.gethostname(), os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     where, text = f"{host}:{port} (MASTER_ADDR:MASTER_PORT)", str(error)
     if isinstance(error, UsageError):
+        text = text.partition(": ")[0]  # the rest is the remedy
         if "SLURM_JOB_ID" in os.environ:
             first = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
             return text, f"before srun: export MASTER_ADDR={first} MASTER_PORT=23456"

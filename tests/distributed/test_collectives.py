@@ -39,6 +39,7 @@ def use_every_collective(collectives: Collectives) -> None:
     rows(collectives, rank, size)
     agreements(collectives, rank, size)
     errors_on_main(collectives, rank)
+    errors_on_any(collectives, rank, size)
 
 
 def reductions(collectives: Collectives, rank: int, size: int) -> None:
@@ -118,6 +119,28 @@ def errors_on_main(collectives: Collectives, rank: int) -> None:
     with pytest.raises(RunError if rank else ZeroDivisionError, match="a bug on rank 0"):
         collectives.on_main(stumble)
     assert collectives.on_main(lambda: "and on") == "and on"
+
+
+def errors_on_any(collectives: Collectives, rank: int, size: int) -> None:
+    assert collectives.on_all(lambda: rank + 10) == rank + 10
+    last = size - 1
+
+    def fail(error: Exception, only: int) -> None:
+        if rank >= only:
+            raise error
+
+    says = rf"rank {last} on .*: no" if last else "no"
+    with pytest.raises(UsageError, match=says):
+        collectives.on_all(lambda: fail(UsageError("no"), last))
+    with pytest.raises(UsageError, match=r"^wrong$"):
+        collectives.on_all(lambda: fail(RunError("no") if rank else UsageError("wrong"), 0))
+    with pytest.raises(UsageError if last else RunError, match="wrong" if last else "no"):
+        collectives.on_all(lambda: fail(UsageError("wrong") if rank else RunError("no"), 0))
+    with pytest.raises(RunError, match=r"storage failed: .*full"):
+        collectives.on_all(lambda: fail(OSError(28, "full"), last))
+    with pytest.raises(ZeroDivisionError if rank == last else RunError, match="a bug"):
+        collectives.on_all(lambda: fail(ZeroDivisionError("a bug"), last))
+    assert collectives.on_all(lambda: "and on") == "and on"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcdist.distributed.place import Place, read_place
+from dcdist.distributed.place import Place, first_host, meeting_point, read_place
 from dcdist.distributed.process_group import interface_towards, join
 from dcdist.errors import UsageError
 
@@ -77,11 +77,40 @@ def test_one_process_joins_nobody() -> None:
 def test_a_missing_meeting_point_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(UsageError, match="2 processes need MASTER_ADDR and MASTER_PORT in the environment"):
+    missing = (
+        "2 processes need MASTER_ADDR and MASTER_PORT in the environment to meet: set MASTER_ADDR to rank 0's machine"
+    )
+    with pytest.raises(UsageError, match=missing):
         join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0, 1.0)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UsageError, match="2 processes need MASTER_PORT in the environment"):
         join(Place(0, 2, 0, 2), torch.device("cpu"), 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu[003-007,011],big1", "gpu003"),
+        ("gpu[011,013]-ib,big1", "gpu011-ib"),
+        ("rack-a[2-3]n[07-08]", "rack-a2n07"),
+        ("node-1.site.org,node-2.site.org", "node-1.site.org"),
+    ],
+)
+def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_a_step_of_slurm_meets_on_its_first_node() -> None:
+    step = SLURM | {"SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "n[3-5]"}
+    assert meeting_point(step) == ("n3", 20_000 + 1717)
+    assert meeting_point(step | {"SLURM_STEP_ID": "1"}) == ("n3", 20_000 + 1717 + 7)
+    assert meeting_point(step | {"SLURM_RESTART_COUNT": "1"}) == ("n3", 20_000 + 1717 + 1)
+    assert meeting_point(step | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert meeting_point(BATCH_SCRIPT) is None
+    assert meeting_point({"RANK": "0", "WORLD_SIZE": "2"}) is None
 
 
 BEGIN = """

@@ -1,4 +1,4 @@
-"""What an attempt says of who started it, and since when its job runs."""
+"""What a process says of the job that it belongs to, and since when that runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dcdist.attempt_description import describe_launcher, job_started_at
+from dcdist.job import describe_launcher, job_started_at
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]"}
 RAY = {"DCDIST_RAY_JOB": "01000000", "DCDIST_RESTART_COUNT": "3"}
