@@ -62,7 +62,7 @@ def train(
         from dcdist.plan import describe_plan
 
         typer.echo(describe_plan(experiment, job.num_processes * job.num_nodes))
-    elif experiment.launch.backend == "ray" and "RANK" not in os.environ:
+    elif experiment.launch.backend == "ray" and not describes_process_group():
         from dcdist.launch.ray import run_on_ray
 
         raise typer.Exit(run_on_ray(experiment))
@@ -117,6 +117,23 @@ def stop(run: Run) -> None:
 
     number = RunDirectory(run).request_stop()
     typer.echo(f"attempt {number} of {run} will save and stop at its next step")
+
+
+@app.command(hidden=True)
+def verdict(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    exit_code: Annotated[int, typer.Option(help="what the job's processes ended with")] = int(ExitCode.RUN_AGAIN),
+) -> None:
+    """For batch scripts, after a run's processes: ends with 75 where it is to be started again, else as the run did."""
+    from dcdist.config.load import load_config
+    from dcdist.run_directory import RunDirectory
+    from dcdist.verdict import judge_job
+
+    found = judge_job(RunDirectory(load_config(config, overrides or ()).run.dir), exit_code)
+    if found.code is not ExitCode.RUN_AGAIN:
+        typer.echo(f"dcdist: not started again: {found.reason}", err=True)
+    raise typer.Exit(found.code)
 
 
 @app.command()

@@ -30,4 +30,4 @@ cores=$((SLURM_CPUS_ON_NODE / tasks > 0 ? SLURM_CPUS_ON_NODE / tasks : 1))
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks))" --ntasks-per-node="$tasks" \
     --cpus-per-task="$cores" --kill-on-bad-exit=0 --wait=0 \
     dcdist train "$config" "${overrides[@]}"
-finish_job $?
+finish_job $? dcdist verdict "$config" "${overrides[@]}"

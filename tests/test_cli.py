@@ -142,3 +142,20 @@ def test_one_process_of_each_machine_says_an_error(
         main(["train", "nowhere.yaml"])
     assert error.value.code == 2
     assert ("nowhere.yaml" in capsys.readouterr().err) is speaks
+
+
+@pytest.mark.parametrize(("tasks", "joins"), [("2", True), ("1", False)])
+def test_a_process_of_srun_joins_the_others_whatever_the_backend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks: str, joins: bool
+) -> None:
+    """Each of them would otherwise drive a run of its own on Ray."""
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": tasks}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("dcdist.engine.preemption.SignalFlag.install", lambda flag: flag)
+    called: list[str] = []
+    monkeypatch.setattr("dcdist.worker.work", lambda *_: called.append("work") or 0)
+    monkeypatch.setattr("dcdist.launch.ray.run_on_ray", lambda *_: called.append("ray") or 0)
+    code, _, err = call(capsys, "train", "configs/deepcluster_digits.yaml", "launch.backend=ray")
+    assert (code, err) == (0, "")
+    assert called == (["work"] if joins else ["ray"])

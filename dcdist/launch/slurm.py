@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from typing import Any
 from dcdist.config.load import to_yaml
 from dcdist.config.schema import ExperimentConfig
 from dcdist.errors import UsageError
-from dcdist.run_directory import RunDirectory
 from dcdist.launch.base import with_absolute_paths
+from dcdist.run_directory import RunDirectory
 
 SHELL_FUNCTIONS = Path(__file__).with_name("slurm_job.sh")
+DCDIST = (sys.executable, "-m", "dcdist")
 # A process that ends must not take the others with it: they notice, save and say how the run stands.
 SRUN = ("--kill-on-bad-exit=0", "--wait=0", "--open-mode=append")
 
@@ -93,7 +95,7 @@ class TrainTask:
     def __call__(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "dcdist", "train", self.config_file])
+        os.execv(sys.executable, [*DCDIST, "train", self.config_file])
 
 
 class SlurmSubmission:
@@ -139,7 +141,7 @@ class SlurmSubmission:
             "ntasks_per_node": asked.num_tasks_per_node,
             "signal_delay_s": asked.signal_seconds,
             "setup": SHELL_FUNCTIONS.read_text().splitlines(),
-            "teardown": ["finish_job $?"],
+            "teardown": [f"finish_job $? {shlex.join([*DCDIST, 'verdict', str(self._config_file)])}"],
             "srun_args": srun,
             "additional_parameters": others,
         }

@@ -162,25 +162,27 @@ class Slurm:
     def state(self, job: str) -> str:
         return self.job(job)["JobState"]
 
-    def finish(self, job: str, meanwhile: Callable[[], None] = lambda: None, seconds: float = 180) -> None:
+    def finish(
+        self, job: str, meanwhile: Callable[[], None] = lambda: None, seconds: float = 180, state: str = "COMPLETED"
+    ) -> None:
         """Returns when the job is done. Whenever it is requeued it starts at once, not after SLURM's two minutes.
 
-        `meanwhile` is called again and again.
+        `meanwhile` is called again and again; `state` is what the job should end as.
         """
 
         def is_done() -> bool:
             meanwhile()
-            state = self.state(job)
-            if state == "PENDING":
+            found = self.state(job)
+            if found == "PENDING":
                 time.sleep(1)  # the nodes still end its processes of before
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
-            if state in _LIVE:
+            if found in _LIVE:
                 return False
             time.sleep(2)  # on its way back into the queue a job is FAILED or NODE_FAIL for a moment
-            return self.state(job) == state
+            return self.state(job) == found
 
         wait_for(is_done, seconds, f"job {job} is done", lambda: str(self.job(job)))
-        assert self.state(job) == "COMPLETED", self.job(job)
+        assert self.state(job) == state, self.job(job)
 
     def wait(self, job: str, *states: str, seconds: float = 90) -> str:
         """Returns the job's state once it is one of those."""

@@ -21,7 +21,7 @@
 
 # setup
 # What a batch script does before and after its processes: sourced by slurm/*.sh, written into the script of
-# `dcdist submit slurm`. Bash; nothing here needs Python.
+# `dcdist submit slurm`. Bash; Python is asked only how a run that has ended early stands.
 
 # The start of the job, from which the time to its first step is counted.
 export DCDIST_STARTED_AT=$(date +%s.%N)
@@ -32,23 +32,35 @@ export MASTER_ADDR=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_N
     sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 101 + ${SLURM_RESTART_COUNT:-0}) % 12000))
 
-# finish_job CODE: ends the batch script with what srun ended with (the highest code of all processes), or has SLURM
-# start it again. 75: preempted, or a peer was lost. 137, 140, 143: SIGKILL, SIGUSR2 or SIGTERM ended a process, before it
-# could save or from elsewhere; what was committed is there. Everything else is an end: done (0), a failure (1, crashes),
-# a wrong config (2), a stop on request (3).
+# finish_job CODE COMMAND...: ends the batch script with what srun ended with (the highest code of all processes), or has
+# SLURM start it again. 75: preempted, or a peer was lost. 137, 140, 143: SIGKILL, SIGUSR2 or SIGTERM ended a process,
+# before it could save or from elsewhere; what was committed is there. COMMAND --exit-code CODE then says how the run
+# itself stands, whose folder knows of a peer's failure and of starts that got nowhere: 75, or with what it has ended.
+# Everything else is an end: done (0), a failure (1, crashes), a wrong config (2), a stop on request (3).
 finish_job() {
-    local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
-    job=${job:-$SLURM_JOB_ID}
-    case $1 in
+    local code=$1
+    case $code in
     75 | 137 | 140 | 143)
         # A job that was cancelled, or that SLURM itself is about to requeue, is not running any more.
-        if scontrol show job "$job" | grep -q 'JobState=RUNNING'; then
-            echo "dcdist: exit code $1, requeued (so far ${SLURM_RESTART_COUNT:-0} times)"
-            scontrol requeue "$job"
+        if job_is_running; then
+            "${@:2}" --exit-code "$code"
+            code=$?
+            if ((code == 75)) && job_is_running; then
+                echo "dcdist: exit code $1, requeued (so far ${SLURM_RESTART_COUNT:-0} times)"
+                scontrol requeue "$(job_name)"
+            fi
         fi
         ;;
     esac
-    exit "$1"
+    exit "$code"
+}
+
+job_name() {
+    echo "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+}
+
+job_is_running() {
+    scontrol show job "$(job_name)" | grep -q 'JobState=RUNNING'
 }
 
 # command
@@ -57,4 +69,4 @@ srun --unbuffered --output /shared/run/slurm/%j_%t_log.out --error /shared/run/s
 
 
 # teardown
-finish_job $?
+finish_job $? python -m dcdist verdict /shared/run/slurm/config-00000000.yaml
