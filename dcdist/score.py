@@ -31,12 +31,19 @@ from dcdist.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+# One process compares all images with all, and the others wait for it: of so many it takes minutes.
+MOST_IMAGES = 100_000
+
 
 def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -> str | None:
     """Scores a finished run into RUN/evaluations/summary-NNNN.json; its text on rank 0, None elsewhere. Collective.
 
     All that was trained is saved already: where nothing can be scored, the log says why, and that is all.
     """
+    if len(shared.source) > MOST_IMAGES:
+        many = f"{len(shared.source):,} images, of more than {MOST_IMAGES:,}"
+        _warn(shared, f"{many} there is no summary: `dcdist evaluate` measures the run")
+        return None
     untrained = build_backbone(shared.config.model, shared.config.views.image_size, shared.config.run.seed)
     images = stage.trainer.images
     images.numerics.place(untrained)
@@ -63,11 +70,17 @@ def summarise(shared: Surroundings, stage: Stage, run_directory: RunDirectory) -
     clusters = _final_clusters(raw, sources, shared)
     if not shared.collectives.is_main:
         return None
+    stage.trainer.journal.evaluation(**_figures(rows[-1]))
     losses = list(_losses(run_directory, stage.name))
     content = {**summary_dict(rows), "clusters": clusters, "losses": losses}
     run_directory.storage.write_bytes(run_directory.evaluation_file("summary"), json.dumps(content, indent=1).encode())
     names = shared.source.label_names
     return "\n\n".join([render_summary(rows), render_clusters(clusters, names), _render_losses(losses)])
+
+
+def _figures(trained: SummaryRow) -> dict[str, float]:
+    figures = {"nmi": trained.plain.nmi, "accuracy": trained.plain.accuracy, "knn": trained.knn}
+    return figures if trained.linear is None else {**figures, "linear": trained.linear}
 
 
 class _Unscorable(Exception):

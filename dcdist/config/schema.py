@@ -266,7 +266,7 @@ class LaunchSection(Section):
 
 
 class EvaluationSection(Section):
-    """The summary at the end of a run, where labels exist; they serve scores alone."""
+    """The summary at the end of a run of up to 100,000 images, where labels exist; they serve scores alone."""
 
     summary: bool = key(True, "compare raw pixels, the untrained and the trained network", PLACEMENT)
     num_clusters: Positive | None = key(None, "K of the compared k-means; null: number of classes", PLACEMENT)

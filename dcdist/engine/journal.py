@@ -269,6 +269,10 @@ class Journal:
         if collapsing:
             self._say_collapse(collapsing)
 
+    def evaluation(self, **figures: float) -> None:
+        """Records scores of what the run has learnt."""
+        self._record("evaluation", **figures)
+
     def _say_collapse(self, message: str) -> None:
         """On every rank alike. Raises RunError where collapse ends the run."""
         self._record("event", event="collapse", message=message)

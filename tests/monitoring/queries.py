@@ -61,7 +61,7 @@ def with_variables(
     interval: str = "15s",
     time_range: str = "1h",
 ) -> str:
-    """The expression as Grafana sends it. Values are regular expressions; the defaults are those of "All", of jobs all that are."""
+    """The expression as Grafana sends it. Values are regular expressions; the defaults are those of "All"."""
     values = {"run": run, "stage": stage, "head": head, "job": job}
     values |= {"__rate_interval": rate_interval, "__interval": interval, "__range": time_range}
     return re.sub(r"\$(\w+)", lambda match: values[match[1]], expr)

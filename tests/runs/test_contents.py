@@ -14,13 +14,14 @@ import pytest
 import yaml
 from sklearn.metrics import normalized_mutual_info_score
 
+from dcdist import score
 from dcdist.cli import main
 from dcdist.errors import UsageError
 from dcdist.metrics.jsonl import read_metrics
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import open_storage
 from tests.runs.conftest import NUM_IMAGES, experiment
-from tests.runs.processes import run, write_config
+from tests.runs.processes import run, start_run, write_config
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +151,26 @@ def test_checkpoints_are_recorded_once(finished: Path) -> None:
     assert len(set(names)) == len(names)
 
 
+def of_few_images_alone() -> None:
+    score.MOST_IMAGES = NUM_IMAGES - 1
+
+
+def test_of_very_many_images_there_is_no_summary(tmp_path: Path, digits_folder: Path) -> None:
+    values = {**experiment(digits_folder, tmp_path / "run"), "evaluation": {"summary": True}}
+    values["train"]["num_epochs"] = 1
+    started = start_run(write_config(tmp_path / "config.yaml", values), prepare=of_few_images_alone)
+    assert started.wait() == [0]
+    assert "100 images, of more than 99 there is no summary: `dcdist evaluate` measures the run" in started.errors()
+    assert not (tmp_path / "run" / "evaluations").exists()
+    assert records(tmp_path / "run", "evaluation") == []
+
+
 def test_the_summary_is_stored(finished: Path) -> None:
     summary = json.loads((finished / "evaluations" / "summary-0001.json").read_text())
+    (recorded,) = records(finished, "evaluation")
+    trained = summary["rows"][-1]
+    assert (recorded["knn"], recorded["nmi"]) == (trained["knn"], trained["plain"]["nmi"])
+    assert "linear" not in recorded, "without held-out images there is none"
     assert [row["name"] for row in summary["rows"]] == ["raw pixels", "untrained network", "trained network"]
     for row in summary["rows"]:
         assert 0 <= row["knn"] <= 1
