@@ -137,7 +137,7 @@ class Session:
         """The error as what it means to the run."""
         if is_peer_lost(error):
             error = PeerLost(f"another process of the run died or stopped answering: {error}")
-        elif isinstance(error, OSError):  # a full disk, a file system that fails
+        elif isinstance(error, OSError) and not isinstance(error, DcdistError):  # a full disk, a file system that fails
             error = RunError(f"the files of the run or of its data fail: {error}")
         if isinstance(error, PeerLost) and (word := self.collectives.word_left()):
             error = RunError(f"another process of the run ended by itself: {word}")
