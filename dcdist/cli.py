@@ -57,16 +57,18 @@ def train(
 
     # Absolute, for whoever reads the run later, from another folder.
     experiment = with_absolute_paths(load_config(config, overrides or ()))
+    # A job of a Ray that srun has started finds srun's variables too.
+    joins = describes_process_group() and ("RANK" in os.environ or "RAY_ADDRESS" not in os.environ)
     job = local_job(experiment.launch, ("train", str(config), *(overrides or ())))
     if plan:
         from dcdist.plan import describe_plan
 
         typer.echo(describe_plan(experiment, job.num_processes * job.num_nodes))
-    elif experiment.launch.backend == "ray" and not describes_process_group():
+    elif experiment.launch.backend == "ray" and not joins:
         from dcdist.launch.ray import run_on_ray
 
         raise typer.Exit(run_on_ray(experiment))
-    elif describes_process_group() or job.num_processes * job.num_nodes == 1:
+    elif joins or job.num_processes * job.num_nodes == 1:
         signals = SignalFlag().install()  # before the seconds that the imports take
         # DDP warns at each start that find_unused_parameters is set; it is, on purpose (engine/training_step.py).
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -337,6 +337,11 @@ class Attempt:
             }
         )
 
+    def give_up(self, reason: str) -> None:
+        """Makes a failure of an end after which the run would be started again."""
+        ended = self.run_directory.read_attempt(self.number)["ended"]
+        self._add({"ended": {**ended, "exit_code": int(ExitCode.FAILURE), "reason": reason}})
+
     def _add(self, entries: Mapping[str, Any]) -> None:
         content = self.run_directory.read_attempt(self.number)
         self.run_directory.storage.write_bytes(

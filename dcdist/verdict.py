@@ -26,16 +26,21 @@ class Verdict(NamedTuple):
 
 
 def without_progress(run_directory: RunDirectory, error: DcdistError) -> DcdistError:
-    """The error itself, or a failure where the run has ended so too often without getting anywhere."""
+    """The error itself, or a failure where the run has ended so too often without getting anywhere.
+
+    Such a failure is recorded as the end of the newest attempt: nobody waits for the next one.
+    """
     if error.exit_code is not ExitCode.RUN_AGAIN:
         return error
     try:
         count = run_directory.attempts_without_progress()
+        if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
+            return error
+        failure = DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
+        Attempt(run_directory, run_directory.attempt_numbers()[-1]).give_up(str(failure))
     except OSError:
         return error
-    if count < MAX_ATTEMPTS_WITHOUT_PROGRESS:
-        return error
-    return DcdistError(f"{count} attempts in a row ended without a new checkpoint, the last one so: {error}")
+    return failure
 
 
 def judge_job(run_directory: RunDirectory, exit_code: int, environment: Mapping[str, str] = os.environ) -> Verdict:

@@ -144,13 +144,21 @@ def test_one_process_of_each_machine_says_an_error(
     assert ("nowhere.yaml" in capsys.readouterr().err) is speaks
 
 
-@pytest.mark.parametrize(("tasks", "joins"), [("2", True), ("1", False)])
-def test_a_process_of_srun_joins_the_others_whatever_the_backend(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks: str, joins: bool
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2"}, True),  # each would otherwise drive a run of its own on Ray
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "2", "RAY_ADDRESS": "10.0.0.1:6379"}, False),  # a job of a Ray that srun started
+        ({"RANK": "0", "RAY_ADDRESS": "10.0.0.1:6379"}, True),
+    ],
+)
+def test_a_process_of_srun_joins_the_others_unless_it_is_a_job_of_ray(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str], joins: bool
 ) -> None:
-    """Each of them would otherwise drive a run of its own on Ray."""
-    monkeypatch.delenv("RANK", raising=False)
-    for name, value in {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": tasks}.items():
+    for name in ("RANK", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_STEP_ID": "0", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("dcdist.engine.preemption.SignalFlag.install", lambda flag: flag)
     called: list[str] = []

@@ -43,9 +43,10 @@ def test_the_third_start_in_a_row_without_progress_is_the_last(run: RunDirectory
     for restarts, expected in enumerate((75, 75, 1)):
         end(run, 75, restarts=restarts)
         assert judge_job(run, 137, job(restarts)).code == expected
-    assert judge_job(run, 137, job(2)).reason == (
-        "3 attempts in a row ended without a new checkpoint, the last one so: a reason"
-    )
+    reason = "3 attempts in a row ended without a new checkpoint, the last one so: a reason"
+    assert judge_job(run, 137, job(2)).reason == f"attempt 3 ended so: {reason}"
+    status = read_status(str(run))
+    assert (status.state, status.reason) == ("failed", reason), "nobody waits for it to be started again"
 
 
 def test_preempted_it_is_started_again_however_often(run: RunDirectory) -> None:

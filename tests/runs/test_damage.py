@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dcdist.run_directory import RunDirectory
+from dcdist.status import read_status
 from tests.runs.observation import ExitAtFeatures, LimitFileSize, ask_at_every_boundary
 from tests.runs.processes import assert_same_state, final_state, run, run_to_message, start_run
 
@@ -84,5 +85,6 @@ def test_a_process_that_always_dies_does_not_restart_for_ever(
         assert codes == [75 if attempt < 3 else 1, 1], running.errors()
         assert "another process of the run died" in running.errors()
     assert "3 attempts in a row ended without a new checkpoint" in running.errors()
+    assert read_status(str(tmp_path / "run")).state == "failed"
     assert run(config, num_processes=2) == [0, 0], "once the cause is gone it runs on"
     assert_same_state(final_state(tmp_path / "run"), undisturbed[2])

@@ -62,7 +62,7 @@ def test_a_process_that_dies_before_the_attempt_has_begun(config: Path) -> None:
         assert running.wait() == [expected, -signal.SIGKILL], running.errors()
     assert "3 attempts in a row ended without a new checkpoint" in running.errors()
     ends = [attempt["ended"] for attempt in attempts(config.parent / "run")]
-    assert [end["exit_code"] for end in ends] == [75, 75, 75]
+    assert [end["exit_code"] for end in ends] == [75, 75, 1]
     assert ends[0]["reason"].startswith("PeerLost: another process of the run died")
     assert run(config) == [0]
 

@@ -191,6 +191,6 @@ def test_processes_that_do_not_meet_three_times_are_not_started_again(config: Pa
         assert running.wait() == [expected], running.errors()
     assert "3 attempts in a row ended without a new checkpoint" in running.errors()
     directory = RunDirectory(str(config.parent / "run"))
-    assert [directory.read_attempt(number)["ended"]["exit_code"] for number in (1, 2, 3)] == [75, 75, 75]
+    assert [directory.read_attempt(number)["ended"]["exit_code"] for number in (1, 2, 3)] == [75, 75, 1]
     assert "did not meet" in directory.read_attempt(1)["ended"]["reason"]
     assert run(config) == [0]
