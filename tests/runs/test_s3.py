@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.cluster.faulty_proxy import FaultyProxy
+from tests.runs.faulty_proxy import FaultyProxy
 from tests.runs.conftest import experiment
 from tests.runs.processes import assert_same_state, final_state, run, start_run, write_config
 

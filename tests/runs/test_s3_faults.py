@@ -15,20 +15,12 @@ import pytest
 from dcdist.filesystems import StorageError
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import open_storage
-from tests.cluster.faulty_proxy import Action, FaultyProxy, Rule
-from tests.runs.conftest import digits_folder, experiment  # noqa: F401
-from tests.runs.processes import assert_same_state, final_state, run, start_run, write_config
+from tests.runs.faulty_proxy import Action, FaultyProxy, Rule
+from tests.runs.conftest import experiment
+from tests.runs.processes import assert_same_state, start_run, write_config
 from tests.runs.test_s3 import URL, environment, fetched_state
 
 CHECKPOINTS = f"{URL}/checkpoints"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> dict[str, Any]:  # noqa: F811
-    """What the experiment ends with on a local disk when nothing disturbs it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert run(write_config(folder / "config.yaml", experiment(digits_folder, folder / "run"))) == [0]
-    return final_state(folder / "run")
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def proxy(s3_server: str) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture
-def s3_config(tmp_path: Path, digits_folder: Path) -> Path:  # noqa: F811
+def s3_config(tmp_path: Path, digits_folder: Path) -> Path:
     """The experiment with fewer checkpoints: of clusterings at step 0, 7, 14, of epochs at 7, 14, 21, the final one."""
     values = experiment(digits_folder, URL)
     return write_config(tmp_path / "config.yaml", {**values, "checkpoint": {"every_num_steps": 100}})
@@ -78,20 +70,22 @@ def test_the_proxy_passes_on_what_clients_send(proxy: FaultyProxy) -> None:
     assert proxy.num_requests == 2
 
 
-def test_slow_answers(proxy: FaultyProxy, s3_config: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_slow_answers(
+    proxy: FaultyProxy, s3_config: Path, undisturbed: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
     assert run(s3_config, DCDIST_FAULT="train:step:15:*:SIGTERM", **environment()) == [75]
     slow = Rule(Action.DELAY, seconds=0.05)
     proxy.rules = [slow]
     assert run(s3_config, **through(proxy)) == [0]
     assert slow.num_applied == proxy.num_requests > 100
     assert beginnings() == [None, "step-00000015-train.0001"]
-    assert_same_state(fetched_state(tmp_path), undisturbed)
+    assert_same_state(fetched_state(tmp_path), undisturbed[1])
 
 
 def test_every_third_request_is_refused(
     proxy: FaultyProxy,
     s3_config: Path,
-    undisturbed: dict[str, Any],
+    undisturbed: dict[int, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     refusal = Rule(Action.REFUSE, counts=lambda count: count % 3 == 0)
@@ -99,7 +93,7 @@ def test_every_third_request_is_refused(
     running = start_run(s3_config, environment=through(proxy), prepare=retry_soon)
     assert (running.wait(), running.errors()) == ([0], "")
     assert refusal.num_applied > 100
-    assert_same_state(fetched_state(tmp_path), undisturbed)
+    assert_same_state(fetched_state(tmp_path), undisturbed[1])
 
 
 def failure(config: Path, environment: dict[str, str]) -> str:
@@ -114,7 +108,7 @@ def failure(config: Path, environment: dict[str, str]) -> str:
 def test_everything_is_refused_from_some_moment_on(
     proxy: FaultyProxy,
     s3_config: Path,
-    undisturbed: dict[str, Any],
+    undisturbed: dict[int, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     there = through(proxy, AWS_MAX_ATTEMPTS="1")
@@ -130,7 +124,7 @@ def test_everything_is_refused_from_some_moment_on(
     proxy.rules = []
     assert run(s3_config, **there) == [0]
     assert beginnings() == [None, None, "step-00000007-clustered.0002", "step-00000014-clustered.0003"]
-    assert_same_state(fetched_state(tmp_path), undisturbed)
+    assert_same_state(fetched_state(tmp_path), undisturbed[1])
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(proxy: FaultyProxy, s3_config: Path) -> None:
@@ -155,7 +149,7 @@ def twice(count: int) -> bool:
 def test_cut_requests_are_retried(
     proxy: FaultyProxy,
     s3_config: Path,
-    undisturbed: dict[str, Any],
+    undisturbed: dict[int, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     cuts = [
@@ -180,13 +174,13 @@ def test_cut_requests_are_retried(
     assert "ended" not in run_directory.read_attempt(1)
     assert run_directory.read_attempt(2)["ended"]["reason"] == "done"
     assert {(info.name.attempt, info.state) for info in run_directory.inventory()} == {(2, "ok")}
-    assert_same_state(fetched_state(tmp_path), undisturbed)
+    assert_same_state(fetched_state(tmp_path), undisturbed[1])
 
 
 def test_a_cut_commit_is_whole_or_not_believed(
     proxy: FaultyProxy,
     s3_config: Path,
-    undisturbed: dict[str, Any],
+    undisturbed: dict[int, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     # What is cut, and where the next attempt begins; one attempt after the other, each gets some steps further.
@@ -219,7 +213,7 @@ def test_a_cut_commit_is_whole_or_not_believed(
     assert run(s3_config, **through(proxy)) == [0]
     assert proxy.rules[0].num_applied == 2
     assert beginnings() == [None, *(began_from for _, began_from in cuts)]
-    assert_same_state(fetched_state(tmp_path), undisturbed)
+    assert_same_state(fetched_state(tmp_path), undisturbed[1])
 
 
 def test_a_taken_number_where_the_server_does_not_say_which_condition_failed(
