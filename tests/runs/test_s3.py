@@ -10,8 +10,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.runs.faulty_proxy import FaultyProxy
 from tests.runs.conftest import experiment
+from tests.runs.faulty_proxy import FaultyProxy
 from tests.runs.processes import assert_same_state, final_state, run, start_run, write_config
 
 URL = "s3://bucket/runs/one"

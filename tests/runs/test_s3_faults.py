@@ -15,9 +15,9 @@ import pytest
 from dcdist.filesystems import StorageError
 from dcdist.run_directory import RunDirectory
 from dcdist.storage import open_storage
-from tests.runs.faulty_proxy import Action, FaultyProxy, Rule
 from tests.runs.conftest import experiment
-from tests.runs.processes import assert_same_state, start_run, write_config
+from tests.runs.faulty_proxy import Action, FaultyProxy, Rule
+from tests.runs.processes import assert_same_state, run, start_run, write_config
 from tests.runs.test_s3 import URL, environment, fetched_state
 
 CHECKPOINTS = f"{URL}/checkpoints"
