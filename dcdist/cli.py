@@ -127,15 +127,19 @@ def verdict(
     overrides: Overrides = None,
     exit_code: Annotated[int, typer.Option(help="what the job's processes ended with")] = int(ExitCode.RUN_AGAIN),
 ) -> None:
-    """For batch scripts, after a run's processes: ends with 75 where it is to be started again, else as the run did."""
+    """For batch scripts, after a run's processes: print 75 where it is to start again, else its end."""
     from dcdist.config.load import load_config
     from dcdist.run_directory import RunDirectory
-    from dcdist.verdict import judge_job
+    from dcdist.verdict import Verdict, judge_job
 
-    found = judge_job(RunDirectory(load_config(config, overrides or ()).run.dir), exit_code)
+    run_directory = RunDirectory(load_config(config, overrides or ()).run.dir)
+    try:
+        found = judge_job(run_directory, exit_code)
+    except DcdistError as error:
+        found = Verdict(error.exit_code, str(error))
     if found.code is not ExitCode.RUN_AGAIN:
         typer.echo(f"dcdist: not started again: {found.reason}", err=True)
-    raise typer.Exit(found.code)
+    typer.echo(int(found.code))
 
 
 @app.command()

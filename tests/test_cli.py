@@ -167,3 +167,18 @@ def test_a_process_of_srun_joins_the_others_unless_it_is_a_job_of_ray(
     code, _, err = call(capsys, "train", "configs/deepcluster_digits.yaml", "launch.backend=ray")
     assert (code, err) == (0, "")
     assert called == (["work"] if joins else ["ray"])
+
+
+def test_a_batch_script_is_told_how_the_run_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    config = ("configs/deepcluster_digits.yaml", f"run.dir={tmp_path}")
+    for restarts, expected in enumerate(("75\n", "75\n", "1\n")):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        code, out, err = call(capsys, "verdict", *config, "--exit-code", "137")
+        assert (code, out) == (0, expected)
+    assert err.startswith("dcdist: not started again: 3 attempts in a row ended without a new checkpoint")
+    code, out, _ = call(capsys, "verdict", str(tmp_path / "gone.yaml"), "--exit-code", "137")
+    assert (code, out) == (2, ""), "a machine that has lost its files says nothing of the run"

@@ -34,8 +34,9 @@ export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 101 + ${SLURM_RESTART_COUNT:-0}) %
 
 # finish_job CODE COMMAND...: ends the batch script with what srun ended with (the highest code of all processes), or has
 # SLURM start it again. 75: preempted, or a peer was lost. 137, 140, 143: SIGKILL, SIGUSR2 or SIGTERM ended a process,
-# before it could save or from elsewhere; what was committed is there. COMMAND --exit-code CODE then says how the run
+# before it could save or from elsewhere; what was committed is there. COMMAND --exit-code CODE then prints how the run
 # itself stands, whose folder knows of a peer's failure and of starts that got nowhere: 75, or with what it has ended.
+# It prints nothing where it cannot run: on a machine that fails, and the run goes on elsewhere.
 # Everything else is an end: done (0), a failure (1, crashes), a wrong config (2), a stop on request (3).
 finish_job() {
     local code=$1
@@ -43,8 +44,8 @@ finish_job() {
     75 | 137 | 140 | 143)
         # A job that was cancelled, or that SLURM itself is about to requeue, is not running any more.
         if job_is_running; then
-            "${@:2}" --exit-code "$code"
-            code=$?
+            code=$("${@:2}" --exit-code "$code")
+            code=${code:-75}
             if ((code == 75)) && job_is_running; then
                 echo "dcdist: exit code $1, requeued (so far ${SLURM_RESTART_COUNT:-0} times)"
                 scontrol requeue "$(job_name)"
