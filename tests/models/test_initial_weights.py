@@ -24,7 +24,7 @@ from dcdist.models.sobel import Sobel
 from dcdist.models.torchvision_backbone import torchvision_backbone
 from dcdist.models.vgg import vgg16
 from dcdist.run_directory import RunDirectory
-from tests.engine.checkpoint_states import Holder, new_checkpointer
+from tests.engine.checkpoint_states import Holder, load, new_checkpointer
 from tests.models.torchvision_reference import reference, without_last_layer
 
 State = dict[str, torch.Tensor]
@@ -68,7 +68,7 @@ def method_state(seed: int) -> State:
 def write_run(url: str, states: list[dict[str, Any]], name: str = "method") -> None:
     """An attempt that commits each of these."""
     checkpointer = new_checkpointer(url)
-    checkpointer.load({})
+    load(checkpointer, {})
     for step, state in enumerate(states, start=1):
         checkpointer.save(step, "train", {name: Holder(state), "progress": Holder({"step": step})}, {"epoch": step})
 
