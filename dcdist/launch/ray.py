@@ -111,7 +111,12 @@ def _fit(config: ExperimentConfig, asked: threading.Event) -> ExitCode:
     least = launch.min_processes or most
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     overseer = Overseer.options(scheduling_strategy=here).remote()
-    task = {"config": to_yaml(config), "overseer": overseer, "threads": int(resources["CPU"])}
+    task = {
+        "config": to_yaml(config),
+        "run": config.run.dir,
+        "overseer": overseer,
+        "threads": int(resources["CPU"]),
+    }
     with tempfile.TemporaryDirectory(prefix="dcdist-ray-") as ray_results:
         trainer = TorchTrainer(
             work,

@@ -20,6 +20,8 @@ from ray.train.torch import TorchConfig
 
 from dcdist.errors import ExitCode
 from dcdist.launch.local import combined_exit_code, die_with, free_port
+from dcdist.run_directory import RunDirectory
+from dcdist.verdict import judge_job
 
 POLL_SECONDS = 0.5
 # After one process of a group has ended, the others notice (at their next collective), save and end within this.
@@ -39,6 +41,7 @@ class _Overseer:
         self._is_stopping = False
         self._has_begun = False
         self._codes: dict[str, dict[int, int]] = {}
+        self._verdicts: dict[str, int] = {}
 
     def stop(self) -> None:
         self._is_stopping = True
@@ -58,6 +61,13 @@ class _Overseer:
 
     def return_codes(self, group: str) -> list[int]:
         return list(self._codes.get(group, {}).values())
+
+    def judge(self, group: str, code: int) -> None:
+        self._verdicts[group] = code
+
+    def verdict(self, group: str) -> int | None:
+        """What the run's folder says of the group's end, once somebody has asked it."""
+        return self._verdicts.get(group)
 
 
 Overseer = ray.remote(num_cpus=0)(_Overseer)
@@ -126,7 +136,7 @@ def work(task: dict[str, Any]) -> int:
     """What Ray Train calls in each worker: `dcdist train` in a process of its own, to its end.
 
     Args:
-        task: "config" (the experiment, YAML), "overseer" (the actor), "threads" (per process).
+        task: "config" (the experiment, YAML), "run" (its directory), "overseer" (the actor), "threads" (per process).
 
     Returns:
         The exit code of the whole group, where it is not to be started again.
@@ -154,8 +164,26 @@ def work(task: dict[str, Any]) -> int:
     code = _common_exit_code(overseer, group, rank, world_size, _process.returncode)
     # One that Ray Train is about to end has noticed nothing else: its group is started again in any case.
     if code is ExitCode.RUN_AGAIN and not ray.get(overseer.is_stopping.remote()):
-        raise RunAgain(f"process {rank} of {world_size} ended with {_process.returncode}: the group is started again")
+        code = _verdict(overseer, group, rank, task["run"], _process.returncode)
+        if code is ExitCode.RUN_AGAIN:
+            raise RunAgain(f"process {rank} of {world_size} ended with {_process.returncode}: its group starts again")
     return int(code)
+
+
+def _verdict(overseer: Any, group: str, rank: int, run: str, return_code: int) -> ExitCode:
+    """What the run's folder says, which counts starts that got nowhere; it is asked beside rank 0, once."""
+    if rank == 0:
+        shell_code = 128 - return_code if return_code < 0 else return_code
+        found = judge_job(RunDirectory(run), shell_code)
+        if found.code is not ExitCode.RUN_AGAIN:
+            print(f"dcdist: not started again: {found.reason}", file=sys.stderr)
+        ray.get(overseer.judge.remote(group, int(found.code)))
+    deadline = time.monotonic() + SURVIVOR_SECONDS
+    while (code := ray.get(overseer.verdict.remote(group))) is None:
+        if time.monotonic() > deadline:  # rank 0's machine is gone
+            return ExitCode.RUN_AGAIN
+        time.sleep(POLL_SECONDS)
+    return ExitCode(code)
 
 
 def _common_exit_code(overseer: Any, group: str, rank: int, world_size: int, return_code: int) -> ExitCode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -35,10 +36,11 @@ def ray() -> Iterator[RayCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(ray: RayCluster, job: str, config: Path, *overrides: str) -> None:
+def submit(ray: RayCluster, job: str, config: Path, *overrides: str, **environment_of_job: str) -> None:
     """The documented command."""
     options = (f"--address={ray.dashboard}", f"--submission-id={job}", "--no-wait")
-    environment = '--runtime-env-json={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}'
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "120", **environment_of_job}
+    environment = f"--runtime-env-json={json.dumps({'env_vars': variables})}"
     command = (DCDIST, "train", str(config), "launch.backend=ray", *OVERRIDES, *overrides)
     ray.run("job", "submit", *options, environment, "--", *command)
 
@@ -124,6 +126,17 @@ def test_stopped_on_request_it_is_not_started_again(ray: RayCluster, config: Pat
     assert driver.wait(60) == 3
     (only,) = attempts(run)
     assert only["ended"]["exit_code"] == 3
+
+
+@pytest.mark.soak
+def test_three_groups_whose_processes_are_all_killed(ray: RayCluster, config: Path) -> None:
+    """As where memory is short: nobody is left to say that the run gets nowhere."""
+    submit(ray, "hopeless", config, DCDIST_FAULT="features:batch:1:*")
+    wait_for_status(ray, "hopeless", "FAILED")
+    assert "not started again: 3 attempts in a row ended without a new checkpoint" in ray.job_logs("hopeless")
+    ends = [attempt["ended"] for attempt in attempts(config.parent / "run")]
+    assert [(end["exit_code"], end["signal"]) for end in ends] == [(75, None), (75, None), (1, None)]
+    assert "exit code 137, and none was left to say why" in ends[0]["reason"]
 
 
 def test_a_job_that_waits_for_machines_is_stopped_at_once(ray: RayCluster, config: Path) -> None:

@@ -8,12 +8,20 @@ import pytest
 
 from tests.cluster.runs import attempts
 from tests.cluster.slurm import Slurm
-from tests.cluster.test_slurm import ROOT, TWO_NODES, Submit, dcdist, logs, submit_by_hand, submit_by_submitit
-
-
-@pytest.mark.parametrize(
-    "submit", [pytest.param(submit_by_hand, id="by_hand"), pytest.param(submit_by_submitit, id="submitit")]
+from tests.cluster.test_slurm import (
+    ROOT,
+    TWO_NODES,
+    Submit,
+    by_hand,
+    by_submitit,
+    dcdist,
+    in_soak,
+    logs,
+    submit_by_hand,
 )
+
+
+@pytest.mark.parametrize("submit", [by_submitit, in_soak(by_hand)])
 def test_three_starts_that_all_processes_are_killed_in(slurm: Slurm, config: Path, submit: Submit) -> None:
     """As when there is too little memory: nobody is left to say so."""
     job, run = submit(slurm, config, DCDIST_FAULT="features:batch:1"), config.parent / "run"
